@@ -1,0 +1,86 @@
+"""``ftune eval``: scores a checkpoint on a labelled split; the metrics go to stdout, everything else into ``eval/NAME``."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from finetune_cli import console, report
+from finetune_cli.config import EvalConfig, Invocation, Split
+from finetune_cli.data import Splits, load_splits
+from finetune_cli.engine import environment, expectations, scoring
+from finetune_cli.engine.inference import Labelled
+from finetune_cli.engine.opened import Opened, evaluation_name, file_stem, open_model
+from finetune_cli.engine.preparation import warn_if_cut
+from finetune_cli.engine.scoring import Scored
+from finetune_cli.engine.signals import stoppable
+from finetune_cli.errors import UserError
+from finetune_cli.run import Run, new_evaluation_dir
+
+
+def run(config: EvalConfig, invocation: Invocation) -> float | None:
+    """Score, print ``{split: {metric: …}}``, write the evaluation. Returns the task's own metric."""
+    with stoppable() as stop:
+        opened = open_model(
+            config.ckpt, root=config.run.root, task=config.task, data=config.data, where=config.device, offline=config.offline
+        )
+        expected = expectations.read(config.expect, opened.task.metric_names())
+        splits, split = _read(config, opened)
+        rows = splits.rows[split]
+        targets = opened.task.read_targets(opened.data, rows, splits.roles)
+        examples = opened.encoder.split(rows, splits.roles, splits.sources[split])
+        warn_if_cut(split, examples, len(rows), opened.encoder.max_length)
+        stop.check()
+        with console.working(f"scoring {len(rows)} rows"):
+            scored = scoring.score(
+                opened.task, opened.model, Labelled(examples, targets), rows, splits.roles, seed=opened.seed,
+                layout=opened.layout, plan=opened.plan, device=opened.device, check=stop.check,
+            )
+        name = evaluation_name(opened, file_stem(rows.files))
+        home = opened.found.run
+        directory = Run.open(home).evaluation_dir(name) if home else new_evaluation_dir(name)
+        scoring.write(directory, split, scored, opened.task, rows, splits.roles)
+        report.write(
+            directory,
+            report.Report(
+                title=f"{directory.name} of {home.name if home else opened.found.weights}",
+                run=str(home or opened.found.weights),
+                summary=[("task", opened.task.name), *opened.task.told_facts(), ("rows", f"{len(rows)} of {', '.join(rows.files)}")],
+                scores={split: scored.score},
+                baselines={},
+                history=[],
+                timing=[],
+                sections=scored.sections,
+                data_table=None,
+                config_yaml=invocation.config_yaml,
+                environment=environment.versions(),
+            ),
+        )
+        _show(split, scored)
+        console.say(f"written: {directory}")
+        expectations.judge(expected, split, scored.score)
+        value: float | None = scored.score[opened.task.monitor]["value"]
+        return value
+
+
+def _read(config: EvalConfig, opened: Opened) -> tuple[Splits, str]:
+    """The split to score: the one asked for, else test where it is labelled, else validation. Only what is needed is read."""
+    wanted = [config.split.value] if config.split != Split.auto else [n for n in ("test", "validation") if getattr(opened.data, n) is not None]
+    for name in wanted:
+        with console.working(f"reading {name}"):
+            splits = load_splits(opened.data, seed=opened.seed, offline=config.offline, only=(name,), pairs=opened.task.pairs)
+        for note in splits.notes:
+            console.say(note)
+        if name in splits.labelled:
+            return splits, name
+    told = " or ".join(wanted) or "test or validation"
+    raise UserError(f"there are no labelled {told} rows", where=f"data.{(wanted or ['test'])[0]}", fix="data.test=FILE with a label column; data.label=COLUMN names it")
+
+
+def _show(split: str, scored: Scored) -> None:
+    """JSON where a program reads, a table where a person does."""
+    if sys.stdout.isatty():
+        headers, rows = scoring.table_rows(scored.score)
+        print(console.layout(split, headers, rows), flush=True)
+    else:
+        print(json.dumps({split: scored.score}), flush=True)

@@ -1,0 +1,105 @@
+"""``ftune predict``: labels new rows, one JSON line each, in input order, in constant memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from finetune_cli import console
+from finetune_cli.config import DataFormat, Invocation, PredictConfig
+from finetune_cli.data import Rows, find_roles, stream, texts
+from finetune_cli.encoded import join
+from finetune_cli.engine.inference import Labelled, infer
+from finetune_cli.engine.opened import Opened, open_model
+from finetune_cli.engine.signals import StopFlag, stoppable
+from finetune_cli.errors import MachineError, UserError
+
+
+
+def run(config: PredictConfig, invocation: Invocation) -> float | None:
+    """Read, label, write window after window; each window is flushed before the next is read."""
+    with stoppable() as stop:
+        source = _source(config)
+        opened = open_model(
+            config.ckpt, root=config.run.root, task=config.task, data=config.data, where=config.device, offline=config.offline
+        )
+        started, done, cut = time.perf_counter(), 0, 0
+        with _sink(config, source) as out:
+            for rows in stream(source, opened.data, format=config.format, offline=config.offline):
+                stop.check()
+                cut += _window(opened, rows, done, config.keep, out, stop)
+                done += len(rows)
+        seconds = time.perf_counter() - started
+        console.say(f"{done} rows in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} rows a second" + (f", to {config.output}" if config.output else ""))
+        if cut:
+            console.warn(f"{cut} of {done} rows were cut at {opened.encoder.max_length} tokens")
+        return None
+
+
+def _source(config: PredictConfig) -> Any:
+    """The input: what was named, or standard input where something is piped into it."""
+    if config.input not in (None, "-"):
+        return config.input
+    if sys.stdin is None or sys.stdin.closed or (config.input is None and sys.stdin.isatty()):
+        raise UserError("there is nothing to label", where="input", fix="input=FILE, or pipe texts in: ftune predict RUN < texts.txt")
+    return sys.stdin.buffer
+
+
+def _window(opened: Opened, rows: Rows, done: int, keep: list[str], out: BinaryIO, stop: StopFlag) -> int:
+    """Label some rows and write them; returns how many were cut. A blank row has a null answer."""
+    roles, _ = find_roles(rows, opened.data, labelled=False, pairs=opened.task.pairs)
+    if missing := [name for name in keep if not rows.has(name)]:
+        raise UserError(f"the input has no column {missing[0]!r}", where="keep", fix=f"it has {', '.join(rows.columns)}")
+    first = texts(rows, roles.text)
+    second = texts(rows, roles.text_pair) if roles.text_pair else None
+    kept = {name: rows.column(name) for name in keep}
+    examples = join(list(opened.encoder.chunks(rows, roles)))
+    inferred = infer(
+        opened.task, opened.model, Labelled(examples, None), layout=opened.layout, plan=opened.plan, device=opened.device, check=stop.check
+    )
+    lines = []
+    for i, answer in enumerate(opened.task.decode(inferred.outputs)):
+        blank = not first[i].strip() and not (second and second[i].strip())
+        line: dict[str, Any] = {"row": done + i + 1, "text": first[i]}
+        if second is not None:
+            line["text_pair"] = second[i]
+        line |= dict.fromkeys(answer) if blank else answer
+        for name, column in kept.items():
+            line[f"input_{name}" if name in line else name] = column[i].as_py()
+        lines.append(json.dumps(line, ensure_ascii=False, default=str))
+    out.write(("\n".join(lines) + "\n").encode("utf-8", "backslashreplace") if lines else b"")
+    out.flush()
+    return examples.counts.cut_rows
+
+
+@contextmanager
+def _sink(config: PredictConfig, source: Any) -> Iterator[BinaryIO]:
+    """Standard output, or a file that appears whole under its name when everything is written."""
+    if config.output is None:
+        yield sys.stdout.buffer
+        return
+    target = Path(config.output).expanduser()
+    if isinstance(source, str) and os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
+        raise UserError("output would overwrite the input", where="output", fix="choose another file")
+    if target.is_dir():
+        raise UserError(f"{target} is a directory", where="output", fix="output=FILE.jsonl")
+    unfinished = target.with_name(f".{target.name}.unfinished-{os.getpid()}")
+    try:
+        file = open(unfinished, "wb")
+    except OSError as error:
+        raise UserError(f"cannot write there: {error.strerror}", where=f"output={target}", fix="choose another file") from error
+    try:
+        with file:
+            yield file
+            os.fsync(file.fileno())
+        os.replace(unfinished, target)
+    except OSError as error:
+        raise MachineError(f"writing {target} failed: {error.strerror}", where="output", fix="free space, or another disk") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

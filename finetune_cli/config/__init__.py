@@ -1,0 +1,58 @@
+"""Options of every verb: their schema, their composition by Hydra, their saved form.
+
+What is imported from here is plain dataclasses, so that every floor above may use it: Hydra and OmegaConf stay inside this package.
+"""
+
+from __future__ import annotations
+
+from finetune_cli.config.invocation import Invocation
+from finetune_cli.config.schema import (
+    SCHEMAS,
+    DataConfig,
+    DataFormat,
+    DeviceConfig,
+    DeviceName,
+    EvalConfig,
+    ExtraFields,
+    ModelConfig,
+    OptimizerConfig,
+    OptimizerName,
+    Order,
+    Precision,
+    PredictConfig,
+    Quoting,
+    RowPolicy,
+    RunConfig,
+    Schedule,
+    Split,
+    TaskConfig,
+    TrainConfig,
+    TrainSection,
+    option,
+)
+
+__all__ = [
+    "SCHEMAS",
+    "DataConfig",
+    "DataFormat",
+    "DeviceConfig",
+    "DeviceName",
+    "EvalConfig",
+    "ExtraFields",
+    "Invocation",
+    "ModelConfig",
+    "OptimizerConfig",
+    "OptimizerName",
+    "Order",
+    "Precision",
+    "PredictConfig",
+    "Quoting",
+    "RowPolicy",
+    "RunConfig",
+    "Schedule",
+    "Split",
+    "TaskConfig",
+    "TrainConfig",
+    "TrainSection",
+    "option",
+]

@@ -1,0 +1,300 @@
+"""Composition: a repaired command line and YAML files in, a judged config out. Hydra merges; the judge judges.
+
+Hydra composes plain values (the schema's defaults, YAML, overrides forced with ``++``), because its own typed merge stops at the first
+mistake; ``judge`` then finds all of them, and the files and the command line say where each was made.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from finetune_cli.config import grammar, saved, saved_run
+from finetune_cli.config.files import YamlFile, configs_dir, groups_in, read_lines
+from finetune_cli.config.judge import SECRET_KEY, SECRET_VALUE, Problem, judge
+from finetune_cli.config.options import Option, Tasks, build, options, options_of, plain
+from finetune_cli.config.paths import absolute
+from finetune_cli.config.schema import SCHEMAS, leaves
+from finetune_cli.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a verb's config is composed from. Picklable: a sweep's workers compose too."""
+
+    verb: str
+    config_name: str
+    """The primary config: the verb's, or ``resume`` where a run is gone on with."""
+    folders: tuple[tuple[str, str], ...]
+    """(provider, folder) of the YAML, first wins."""
+    run: str
+    """Search-path entry of the saved run, or empty."""
+    shown: Mapping[str, str]
+    """Override to how it was typed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composed:
+    """A valid config and how it came about."""
+
+    config: Any
+    config_yaml: str
+    user_set: frozenset[str]
+    experiment: str | None
+
+
+class FtuneSearchPath(SearchPathPlugin):  # type: ignore[misc]  # Hydra is not typed
+    """Adds the user's folders and the saved run. Hydra makes it without arguments, so the place is set on the class."""
+
+    place: ClassVar[Place | None] = None
+
+    def manipulate_search_path(self, search_path: Any) -> None:
+        if self.place is None:
+            return
+        known = {entry.path for entry in search_path.get_path()}
+        for provider, folder in self.place.folders:
+            if f"file://{folder}" not in known and folder not in known:
+                search_path.append(provider, f"file://{folder}")
+        if self.place.run:
+            search_path.append("ftune", self.place.run)
+
+
+def read_line(verb: str, arguments: list[str], tasks: Tasks) -> tuple[grammar.CommandLine, Place]:
+    """Repair the verb's arguments and settle where its config comes from. Raises UserError for flags that cannot be."""
+    ours = configs_dir()
+    table = options_of(verb, tasks)
+    first = grammar.flags(arguments)
+    folders = [("main", str(ours))]
+    if folder := first.get("--config-path"):
+        folders.insert(0, ("main", _folder("--config-path", folder)))
+        folders[1] = ("ftune", str(ours))
+    if folder := first.get("--config-dir"):
+        folders.append(("command-line", _folder("--config-dir", folder)))
+    groups: dict[str, Sequence[str]] = dict(groups_in([Path(folder) for _, folder in folders]))
+    groups["task"] = [*tasks, *groups.get("task", [])]
+    usable = _of_verb(groups, table)
+    line = grammar.read(arguments, grammar.Vocabulary(verb, table, usable, [name for name in groups if name not in usable]))
+    resumed = verb == "train" and line.value("resume") not in (None, "auto", "null")
+    group = "ckpt" if "ckpt" in table else "resume" if resumed else ""
+    without = frozenset(t.key for t in line.typed if t.key in ("data", "task") and not resumed)
+    run = saved_run.address(group, without=without, root=line.value("run.root") or "runs") if group else ""
+    name = first.get("--config-name") or ("resume" if resumed else verb)
+    return line, Place(verb, name, tuple(folders), run, {typed.override: typed.text for typed in line.typed})
+
+
+def _folder(flag: str, name: str) -> str:
+    path = os.path.abspath(os.path.expanduser(name))
+    if not os.path.isdir(path):
+        raise UserError(f"{flag} {name}: the folder is not found", where="command line", fix="name an existing folder of YAML files")
+    return path
+
+
+def _of_verb(groups: Mapping[str, Sequence[str]], table: Mapping[str, Option]) -> dict[str, Sequence[str]]:
+    """Groups that the verb can use: those that fill a section it does not have are unknown keys to it."""
+    everywhere = {key.split(".")[0] for schema in SCHEMAS.values() for key in options(schema)}
+    here = {key.split(".")[0] for key in table}
+    return {name: choices for name, choices in groups.items() if name.split("/")[0] in here or name.split("/")[0] not in everywhere}
+
+
+def register(place: Place, tasks: Tasks) -> None:
+    """Tell Hydra of the schema's defaults, the tasks, the search path and the saved runs."""
+    store = ConfigStore.instance()
+    for verb, schema in SCHEMAS.items():
+        store.store(name=f"{verb}_options", node=plain(build(schema, {})))
+    for name, task in tasks.items():
+        store.store(group="task", name=name, node=plain(task()))
+    FtuneSearchPath.place = place
+    saved_run.SavedRun.tasks = tasks
+    try:
+        plugins = Plugins.instance()
+    except Exception as error:  # a broken plugin of the environment may raise anything while it is imported
+        what = f"a Hydra plugin installed here is broken: {type(error).__name__}: {error}"
+        raise UserError(what, where="packages named hydra-…", fix="uninstall or upgrade the plugin") from error
+    for plugin in (FtuneSearchPath, saved_run.SavedRun):
+        plugins.register(plugin)
+
+
+@contextmanager
+def composer(place: Place) -> Iterator[Hydra]:
+    """A Hydra that composes and does nothing else. One that is already at work is put back afterwards."""
+    from hydra import version
+
+    version.setbase("1.3")
+    held = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2(place.verb, create_config_search_path(place.folders[0][1]))
+    finally:
+        GlobalHydra.instance().clear()
+        if held is not None:
+            GlobalHydra.instance().initialize(held)
+
+
+def compose(
+    hydra: Hydra, place: Place, overrides: Sequence[str], tasks: Tasks, *, complete: bool = True
+) -> tuple[Composed | None, list[Problem]]:
+    """Compose and judge one config."""
+    tree = hydra.compose_config(place.config_name, list(overrides), RunMode.RUN)
+    return judged(hydra, place, tree, tasks, complete=complete)
+
+
+def judged(hydra: Hydra, place: Place, tree: DictConfig, tasks: Tasks, *, complete: bool = True) -> tuple[Composed | None, list[Problem]]:
+    """The judged form of what Hydra composed (``tree`` with its ``hydra`` section); the list says what is wrong."""
+    overrides = [str(override) for override in tree.hydra.overrides.task]
+    choices = dict(tree.hydra.runtime.choices)
+    origins = Origins.of(hydra, place, [*tree.hydra.overrides.hydra, *overrides], choices)
+    values = _without_hydra(tree)
+    table = options_of(place.verb, tasks)
+    user_set = origins.user_set(table)
+    groups = [name for name in groups_in([Path(folder) for _, folder in place.folders]) if "/" not in name]
+    resolved, problems = _resolved(values, table, origins.where)
+    config, found = judge(
+        SCHEMAS[place.verb], resolved, tasks=tasks, where=origins.where, user_set=user_set, complete=complete, groups=groups
+    )
+    problems += found + _hidden_code(origins)
+    if config is not None and getattr(config, "resume", None) not in (None, "auto") and not place.run:
+        problems.append(Problem("resume names a run, which only the command line can", origins.where("resume"), "ftune train resume=RUN"))
+    if problems:
+        return None, problems
+    experiment = choices.get("exp")
+    joined = "+".join(map(str, experiment)) if isinstance(experiment, (list, tuple)) else experiment
+    _make_absolute(config, table)
+    text = saved.dump(config, saved.references(values))
+    return Composed(config=config, config_yaml=text, user_set=user_set, experiment=joined), []
+
+
+def _without_hydra(tree: DictConfig) -> DictConfig:
+    values = tree.copy()
+    with open_dict(values):
+        values.pop("hydra", None)
+    return values
+
+
+def _make_absolute(config: Any, table: Mapping[str, Option]) -> None:
+    """Make relative paths absolute, so that a config means the same in every directory and compares equal to its saved form."""
+    here = Path.cwd()
+    for key, value, _ in leaves(config):
+        *outer, last = key.split(".")
+        node = config
+        for name in outer:
+            node = getattr(node, name)
+        setattr(node, last, absolute(table[key], value, here))
+
+
+def _resolved(values: DictConfig, table: Mapping[str, Option], where: Callable[[str], str]) -> tuple[dict[str, Any], list[Problem]]:
+    """Values with every reference resolved; one that cannot be is a problem."""
+    try:
+        whole = OmegaConf.to_container(values, resolve=True)
+    except (OmegaConfBaseException, RecursionError):
+        whole, problems = _one_by_one(values, table, where)
+    else:
+        problems = []
+    assert isinstance(whole, dict)
+    return {str(key): value for key, value in whole.items()}, problems
+
+
+def _one_by_one(values: DictConfig, table: Mapping[str, Option], where: Callable[[str], str]) -> tuple[Any, list[Problem]]:
+    raw = OmegaConf.to_container(values, resolve=False)
+    problems: list[Problem] = []
+
+    def walk(node: Any, prefix: str) -> Any:
+        if isinstance(node, dict):
+            walked = {key: walk(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in node.items()}
+            return {key: item for key, item in walked.items() if item is not _LOST}
+        if isinstance(node, list):
+            return [item for index, old in enumerate(node) if (item := walk(old, f"{prefix}[{index}]")) is not _LOST]
+        if not isinstance(node, str) or "${" not in node:
+            return node
+        try:
+            found = OmegaConf.select(values, prefix)
+            return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+        except (OmegaConfBaseException, RecursionError) as error:
+            problems.append(_unresolved(prefix, error, where))
+            return node if prefix in table and table[prefix].is_text else _LOST
+
+    return walk(raw, ""), problems
+
+
+_LOST = object()
+
+
+def _unresolved(key: str, error: Exception, where: Callable[[str], str]) -> Problem:
+    reason = "it refers to itself" if isinstance(error, RecursionError) else str(error).split("\n")[0]
+    name = re.search(r"Environment variable '([^']+)'", reason)
+    fix = f"export {name[1]}=…, or write a default: ${{oc.env:{name[1]},VALUE}}" if name else f"mend the reference in {key}"
+    return Problem(f"{key} cannot be resolved: {reason}", where(key), fix)
+
+
+def _hidden_code(origins: Origins) -> list[Problem]:
+    """``_target_`` in the user's YAML where the judge does not look: under ``hydra``."""
+    return [
+        Problem(f"{key}: a config names no code to run", file.where(key), "remove it")
+        for file in origins.files
+        if file.user
+        for key in file.lines
+        if key.startswith("hydra") and key.endswith("._target_")
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Who set which key: the command line, or a line of a file."""
+
+    typed: dict[str, str]
+    """Key to how it was typed; choices of groups are not in it."""
+    chosen: dict[str, str]
+    files: tuple[YamlFile, ...]
+    """Last wins."""
+
+    @classmethod
+    def of(cls, hydra: Hydra, place: Place, overrides: list[str], choices: Mapping[str, Any]) -> Origins:
+        typed: dict[str, str] = {}
+        chosen: dict[str, str] = {}
+        for override in overrides:
+            key = re.sub(r"^[+~]*", "", override.partition("=")[0])
+            text = place.shown.get(override, re.sub(r"^\+\+", "", override))
+            (chosen if key in choices else typed)[key] = key if SECRET_KEY.search(key) or SECRET_VALUE.search(text) else text
+        return cls(typed, chosen, tuple(_files(hydra, place, overrides)))
+
+    def where(self, key: str) -> str:
+        for name, text in self.typed.items():
+            if name == key or key.startswith(f"{name}."):
+                return f"command line: {text}"
+        for file in reversed(self.files):
+            if place := file.where(key):
+                return place
+        return next((f"command line: {text}" for name, text in self.chosen.items() if key.startswith(f"{name}.")), key)
+
+    def user_set(self, table: Mapping[str, Option]) -> frozenset[str]:
+        """Options that the user set: typed, or in a file that speaks for the user."""
+        named = {*self.typed, *(key for file in self.files if file.user for key in file.lines)}
+        return frozenset(key for key in table if key in named or any(name.startswith(f"{key}.") for name in named))
+
+
+def _files(hydra: Hydra, place: Place, overrides: list[str]) -> Iterator[YamlFile]:
+    """The YAML files that were composed, in order."""
+    ours = str(configs_dir())
+    for default in hydra.config_loader.compute_defaults_list(place.config_name, overrides, RunMode.RUN).defaults:
+        if default.config_path is None or default.config_path.startswith("hydra/"):
+            continue
+        for _, folder in place.folders:
+            path = Path(folder) / f"{default.config_path}.yaml"
+            if path.is_file():
+                user = folder != ours or default.config_path.startswith("exp/")
+                yield read_lines(path, default.package or "", user)
+                break

@@ -1,0 +1,91 @@
+"""Hydra's own errors in three lines. What the judge cannot see is left to Hydra: groups, defaults lists, the grammar of overrides."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from pathlib import Path
+
+import yaml
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from finetune_cli.config.compose import Place
+from finetune_cli.config.files import not_yaml
+from finetune_cli.config.grammar import no_choice
+from finetune_cli.config.judge import Problem, together
+from finetune_cli.errors import FtuneError, UserError
+
+_IN = r"(?:In '(?P<file>[^']*)': )?"
+
+
+def explain(error: BaseException, place: Place) -> FtuneError | None:
+    """The user's mistake behind an error raised by Hydra; None where it is a bug."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for link in chain:
+        if isinstance(link, FtuneError):
+            return link
+        if isinstance(link, yaml.YAMLError):
+            return not_yaml(getattr(getattr(link, "problem_mark", None), "name", "") or "YAML", link)
+    if isinstance(error, (HydraException, OmegaConfBaseException)) or isinstance(error, (ValueError, OSError)) and _from_hydra(error):
+        return _told(" ".join(str(link) for link in chain[:1]), chain, place)
+    return None
+
+
+def _from_hydra(error: BaseException) -> bool:
+    """Hydra throws bare ValueErrors for bad command lines: was it Hydra that raised, and not our code under it?"""
+    names = [Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)]
+    deepest = {package: max((i for i, parts in enumerate(names) if package in parts), default=-1) for package in ("hydra", "finetune_cli")}
+    return deepest["hydra"] > deepest["finetune_cli"]
+
+
+def _told(text: str, chain: list[BaseException], place: Place) -> UserError:
+    text = re.sub(r"\n(Config search path:.*|See https://hydra\S* for details)", "", text, flags=re.DOTALL)
+    for told in (_no_option, _no_match, _several_values):
+        problem = told(text, place)
+        if problem:
+            return together([problem])
+    causes = [str(link) for link in chain[1:] if str(link) not in text]
+    found = re.match(_IN, text)
+    where = _file(found["file"], place) if found and found["file"] else "command line"
+    return UserError(" ".join([text, *causes[:1]]), where=where, fix=f"ftune {place.verb} --help shows what can be set")
+
+
+def _no_option(text: str, place: Place) -> Problem | None:
+    """A name that a group does not have."""
+    options = r"(?:\s+Available options in '[^']*':\n(?P<options>.*))?"
+    found = re.match(_IN + r"Could not (?:find|load) '(?P<group>.+)/(?P<name>[^/']+)'\.?" + options, text, re.DOTALL)
+    if not found:
+        return None
+    where = _file(found["file"], place) if found["file"] else f"command line: {found['group']}={found['name']}"
+    return no_choice(found["group"], found["name"], (found["options"] or "").split(), where)
+
+
+def _no_match(text: str, place: Place) -> Problem | None:
+    """A group that the defaults do not name."""
+    found = re.match(_IN + r"Could not override '(?P<key>[^']+)'", text)
+    if not found:
+        return None
+    key, where = found["key"], _file(found["file"], place) if found["file"] else f"command line: {found['key']}="
+    if "@" in key:
+        fix = "begin the experiment's file with '# @package _global_' and write 'override /model: …', with the slash"
+        return Problem(f"'{key}' is no config group", where, fix)
+    return Problem(f"'{key}' is not among the groups that ftune {place.verb} starts from", where, f"add it with a plus: +{key}=…")
+
+
+def _several_values(text: str, _place: Place) -> Problem | None:
+    found = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(\+\+)?(?P<setting>[^']*)'", text)
+    if not found:
+        return None
+    setting = found["setting"]
+    return Problem(f"{setting} has several values", f"command line: {setting}", "add -m (--multirun) for a job per value")
+
+
+def _file(config: str, place: Place) -> str:
+    """The file of a config name such as ``exp/sentiment``."""
+    paths = (Path(folder) / f"{config}.yaml" for _, folder in place.folders)
+    return str(next((path for path in paths if path.is_file()), config))

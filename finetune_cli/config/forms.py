@@ -1,0 +1,182 @@
+"""What values look like: conversion to an option's type, and the forms that a type cannot describe.
+
+``convert`` returns the value as its option wants it or raises ``ValueError`` with what was expected, in words.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+from finetune_cli.config.options import Option
+
+SHAPE = ("layers", "hidden", "heads", "intermediate", "vocabulary", "positions")
+"""Keys of ``model.shape``."""
+_EXPECTATION = re.compile(r"\s*(>=|<=|>|<)\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
+
+
+def convert(value: Any, option: Option) -> Any:
+    """``value`` in the option's type and form; ValueError says what was expected."""
+    if value is None:
+        if option.optional:
+            return None
+        raise ValueError(f"{_expected(option.kind)}, not null")
+    converted = _typed(value, option.kind)
+    return FORMS[option.form](converted) if option.form else converted
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    if kind is Any:
+        return value
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return _member(value, kind)
+    if typing.get_origin(kind) is list:
+        return [_typed(item, typing.get_args(kind)[0]) for item in _items(value)]
+    if typing.get_origin(kind) is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError("values by name, such as {name: value}")
+        return {str(key): _typed(item, typing.get_args(kind)[1]) for key, item in value.items()}
+    return {str: _text, bool: _boolean, int: _integer, float: _number}[kind](value)
+
+
+def _member(value: Any, kind: type[Enum]) -> Enum:
+    if isinstance(value, kind):
+        return value
+    for member in kind:
+        if member.value == value:
+            return member
+    raise ValueError("one of " + ", ".join(str(member.value) for member in kind))
+
+
+def _items(value: Any) -> Sequence[Any]:
+    if isinstance(value, (list, tuple)):
+        return value
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return [value]
+    raise ValueError("a list, such as [a, b]")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError("text (in YAML, put quotes around it)")  # noqa: TRY004
+    return str(value)
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in ("true", "false", "yes", "no", "on", "off"):
+        return str(value).lower() in ("true", "yes", "on")
+    raise ValueError("true or false")
+
+
+def _integer(value: Any) -> int:
+    number = _number(value, "an integer")
+    if not math.isfinite(number) or number != int(number):
+        raise ValueError("an integer")
+    return int(value) if isinstance(value, int) else int(number)
+
+
+def _number(value: Any, expected: str = "a number") -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(expected)  # noqa: TRY004
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(expected) from None
+
+
+def _expected(kind: Any) -> str:
+    """What a null should have been."""
+    try:
+        _typed(object(), kind)
+    except ValueError as error:
+        return str(error)
+    return "a value"
+
+
+def _rows(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        if value and all(isinstance(item, str) and item for item in value):
+            return list(value)
+        raise ValueError("a list of files")
+    if isinstance(value, bool) or not isinstance(value, (str, float, int)) or value == "":
+        raise ValueError("a file, directory, glob, list of them, or data set")
+    if isinstance(value, str) or 0 < value < 1:
+        return value
+    raise ValueError("a share above 0 and below 1")
+
+
+def _columns(value: Any) -> str | list[str]:
+    """One column name, or a list of them."""
+    if isinstance(value, (list, tuple)):
+        names = [_text(item) for item in value]
+        if not names or len(set(names)) < len(names):
+            raise ValueError("a list of different columns")
+        return names
+    return _text(value)
+
+
+def _names(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and value:
+        return [_text(item) for item in value]
+    if isinstance(value, str) and value:
+        return value
+    raise ValueError("a list of names, or a file with one name a line")
+
+
+def _checkpoint(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        raise ValueError("one run; an ensemble of several is not supported by this version")  # noqa: TRY004
+    return _text(value)
+
+
+def _steps(value: Any) -> int | str:
+    if value == "epoch":
+        return "epoch"
+    try:
+        steps = _integer(value)
+    except ValueError:
+        raise ValueError("a number of steps, or 'epoch'") from None
+    if steps < 1:
+        raise ValueError("at least 1 step, or 'epoch'")
+    return steps
+
+
+def _betas(value: list[float]) -> list[float]:
+    if len(value) != 2 or not all(0 <= beta < 1 for beta in value):
+        raise ValueError("two numbers from 0 to below 1")
+    return value
+
+
+def _expectations(value: dict[str, Any]) -> dict[str, Any]:
+    for metric, text in value.items():
+        if not isinstance(text, str) or not _EXPECTATION.fullmatch(text):
+            raise ValueError(f"a comparison, such as expect.{metric}='>=0.8'")
+    return value
+
+
+def _shape(value: dict[str, int]) -> dict[str, int]:
+    unknown = [key for key in value if key not in SHAPE]
+    if unknown:
+        raise ValueError(f"the keys {', '.join(SHAPE)} (found {', '.join(unknown)})")
+    if any(number < 1 for number in value.values()):
+        raise ValueError("numbers of at least 1")
+    return value
+
+
+FORMS: dict[str, Callable[[Any], Any]] = {
+    "rows": _rows,
+    "columns": _columns,
+    "names": _names,
+    "checkpoint": _checkpoint,
+    "steps": _steps,
+    "betas": _betas,
+    "expectations": _expectations,
+    "shape": _shape,
+}
+"""Forms that ``option(form=...)`` may name."""

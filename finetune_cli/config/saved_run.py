@@ -1,0 +1,123 @@
+"""``ckpt=RUN`` and ``resume=RUN`` as a config group: choosing "option RUN" answers with the run's own saved config.
+
+So Hydra itself does the merge, and overrides, ``--cfg job``, completion and sweeps over runs need no special case.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import DictConfig, OmegaConf
+
+from finetune_cli.config import saved
+from finetune_cli.config.options import Tasks
+
+CARRIED = {
+    "ckpt": ("task", "data"),
+    "resume": ("task", "model", "data", "optimizer", "device", "train", "run", "expect", "offline"),
+}
+"""What a saved config gives to the verb that names it: a scored run brings what its rows are, a resumed one everything."""
+SCHEME = "ftune-run"
+
+
+class Found(Protocol):
+    """What the search for a checkpoint answers; ``config`` is None for a model that ftune did not train."""
+
+    @property
+    def weights(self) -> Path: ...
+    @property
+    def run(self) -> Path | None: ...
+    @property
+    def config(self) -> Path | None: ...
+
+
+def address(group: str, *, without: frozenset[str], root: str) -> str:
+    """The search-path entry of the group; sections in ``without`` are chosen anew by the user. It travels to a sweep's workers as text."""
+    carried = [name for name in CARRIED[group] if name not in without]
+    return f"{SCHEME}://{json.dumps({'group': group, 'carried': carried, 'root': root})}"
+
+
+class SavedRun(ConfigSource):  # type: ignore[misc]  # Hydra is not typed
+    """Hydra names the parameters of these methods, so they keep its names."""
+
+    find: ClassVar[Callable[[str, str, str], Found]]
+    """(group, name, root of the runs) to its files; given by the command line, because it lives on a floor above."""
+    tasks: ClassVar[Tasks]
+
+    @staticmethod
+    def scheme() -> str:
+        return SCHEME
+
+    @property
+    def _group(self) -> str:
+        return str(json.loads(self.path)["group"])
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path.rstrip("/") in ("", self._group)
+
+    def is_config(self, config_path: str) -> bool:
+        return config_path.startswith(f"{self._group}/") and config_path not in (f"{self._group}/None", f"{self._group}/???")
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """The latest runs, for completion."""
+        if config_path == "":
+            return [] if results_filter == ObjectType.CONFIG else [self._group]
+        if results_filter == ObjectType.GROUP:
+            return []
+        folders = Path(json.loads(self.path)["root"]).glob("*/config.yaml")
+        return [str(path.parent) for path in sorted(folders)[-10:]]
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        wish, name = json.loads(self.path), config_path.removeprefix(f"{self._group}/")
+        values = _values(wish, name, type(self).find, type(self).tasks)
+        return ConfigResult(self.provider, self.full_path(), values, {"package": "_global_"})
+
+
+def _values(wish: dict[str, Any], name: str, find: Callable[[str, str, str], Found], tasks: Tasks) -> DictConfig:
+    found = find(wish["group"], name, wish["root"])
+    if found.config is not None:
+        tree = _tree(found.config, tasks)
+        values: dict[str, Any] = {section: tree[section] for section in wish["carried"] if section in tree}
+    else:
+        values = {"task": {"name": task_of(found.weights)}} if "task" in wish["carried"] else {}
+    here = os.path.expanduser(name)
+    if name == "latest" and not os.path.lexists(name):
+        values[wish["group"]] = str(found.run or found.weights)
+    else:
+        values[wish["group"]] = os.path.abspath(here) if os.path.lexists(here) else name
+    return OmegaConf.create(saved.escaped_at(values, wish["group"]))
+
+
+@functools.lru_cache(maxsize=32)
+def _read(path: Path, _changed: int, tasks: tuple[tuple[str, type], ...]) -> DictConfig:
+    return saved.unresolved(path, "train", dict(tasks))
+
+
+def _tree(path: Path, tasks: Tasks) -> dict[str, Any]:
+    """The saved config as nested values with their references; read once, however often Hydra asks."""
+    values = OmegaConf.to_container(_read(path, path.stat().st_mtime_ns, tuple(tasks.items())), resolve=False)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def task_of(model: Path) -> str:
+    """The task of a plain Hugging Face model, by its head."""
+    try:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "text-classification"
+    names = config.get("architectures") or [""] if isinstance(config, dict) else [""]
+    if not str(names[0]).endswith("ForSequenceClassification"):
+        return "text-classification"
+    single = len(config.get("id2label") or range(int(config.get("num_labels") or 2))) == 1
+    return "text-regression" if single or config.get("problem_type") == "regression" else "text-classification"

@@ -1,0 +1,381 @@
+"""The schema: every option of ftune, its type, its default, its range, when it applies, and what it means.
+
+YAML files and the command line only choose values. The string under an option is its help; ``option(...)`` carries what a type
+cannot say. ``check`` judges a whole config at once, after Hydra composed it and before anything heavy is imported.
+"""
+
+# ruff: noqa: RUF009 (option() makes a dataclass field, not a shared default)
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+
+def option(
+    default: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    applies: str = "",
+    path: bool = False,
+    form: str = "",
+) -> Any:
+    """A field with a range (``above``/``below`` exclusive, ``least``/``most`` inclusive) and a condition.
+
+    ``applies`` reads ``key=value|value``: set by the user while the condition is false, the option is an error.
+    ``path`` marks values that name files: relative ones mean the directory the user stands in.
+    ``form`` names, for values that a type cannot describe, how they must look (``config/forms.py``).
+    """
+    metadata = {"above": above, "least": least, "below": below, "most": most, "applies": applies, "path": path, "form": form}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class Precision(str, Enum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class DeviceName(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class OptimizerName(str, Enum):
+    adamw = "adamw"
+    adam = "adam"
+    nadam = "nadam"
+    radam = "radam"
+    adagrad = "adagrad"
+    rmsprop = "rmsprop"
+    sgd = "sgd"
+    adafactor = "adafactor"
+
+
+class Schedule(str, Enum):
+    linear = "linear"
+    cosine = "cosine"
+    constant = "constant"
+    polynomial = "polynomial"
+    inverse_sqrt = "inverse_sqrt"
+
+
+class Order(str, Enum):
+    buckets = "buckets"
+    shuffled = "shuffled"
+
+
+class DataFormat(str, Enum):
+    auto = "auto"
+    csv = "csv"
+    tsv = "tsv"
+    json = "json"
+    jsonl = "jsonl"
+    parquet = "parquet"
+    arrow = "arrow"
+    text = "text"
+
+
+class Quoting(str, Enum):
+    auto = "auto"
+    csv = "csv"
+    plain = "plain"
+
+
+class RowPolicy(str, Enum):
+    error = "error"
+    drop = "drop"
+
+
+class ExtraFields(str, Enum):
+    error = "error"
+    ignore = "ignore"
+
+
+class Split(str, Enum):
+    auto = "auto"
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+@dataclass(kw_only=True, slots=True)
+class TaskConfig:
+    """What every task has; each task adds its own options in its file."""
+
+    name: str = "???"
+    """The task, by Hugging Face's name; chosen with ``task=NAME``."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """Which weights to start from."""
+
+    path: str | None = option(None, path=True)
+    """Hub id, local directory, a run (start from its weights), ``minilm`` (bundled), or null: built from ``model.shape``."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; the commit it resolves to is saved in the run."""
+    trust_remote_code: bool = False
+    """Let a hub model run its own Python code on this machine; needs ``model.revision`` to be a full commit hash."""
+    pickled_weights: bool = False
+    """Accept pickled weights (``pytorch_model.bin``, loaded with weights_only) where a model has no safetensors."""
+    dropout: float | None = option(None, least=0, below=1)
+    """Dropout of embeddings, hidden layers, attention and head; null keeps the model's own."""
+    shape: dict[str, int] = option({}, form="shape", applies="model.path=null")
+    """For a model built from scratch: layers, hidden, heads, intermediate, vocabulary (largest size), positions."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Where the rows are and how to read them."""
+
+    train: Any = option(None, path=True, form="rows")
+    """Training rows: file, directory, glob, list of them, shipped corpus (``reviews``), or hub dataset id."""
+    validation: Any = option(0.1, path=True, form="rows")
+    """Rows that choose the best checkpoint: as ``data.train``, a fraction to split off train, or null for none."""
+    test: Any = option(None, path=True, form="rows")
+    """Rows scored once, after training: as ``data.train``, a fraction to split off train, or null for none."""
+    text: Any = option(None, form="columns")
+    """Column that holds the text; null infers it where there is one reading."""
+    text_pair: str | None = None
+    """Column of a second text, for tasks on pairs."""
+    label: Any = option(None, form="columns")
+    """Column of the label or target; a list of columns for several targets or several 0/1 labels."""
+    group: str | None = None
+    """Column whose equal values stay in one split (one user, one document)."""
+    time: str | None = None
+    """Column to split by time: the latest rows become validation and test."""
+    format: DataFormat = DataFormat.auto
+    """File format; auto goes by name and first bytes."""
+    delimiter: str | None = None
+    """Field delimiter of CSV-like files; null finds it."""
+    quoting: Quoting = Quoting.auto
+    """``csv``: a double quote wraps a field (RFC 4180); ``plain``: a double quote is text; auto decides per file and says so."""
+    header: bool | None = None
+    """Whether CSV-like files start with column names; null decides by the columns asked for."""
+    columns: list[str] | None = None
+    """Column names of files without a header, in order."""
+    extra_fields: ExtraFields = ExtraFields.error
+    """A row with more fields than columns: an error, or the surplus is ignored and counted."""
+    pattern: str | None = option(None)
+    """Form of a line of plain text with a label, such as ``{label} {text}`` or ``{text}@{label}``."""
+    encoding: str | None = None
+    """Text encoding; null finds UTF-8 (with or without byte order mark) and UTF-16."""
+    label_names: Any = option(None, path=True, form="names")
+    """Names of numbered labels: a list, or a file with one name a line; numbers count from 0, or from 1 where no 0 occurs."""
+    label_delimiter: str | None = None
+    """Splits one text cell into several labels (multi-label)."""
+    missing_labels: RowPolicy = RowPolicy.error
+    """Rows of a labelled split without a label: an error, or dropped and counted."""
+    max_length: int | None = option(None, least=4, most=1_000_000)
+    """Longest input in tokens; null is the model's own limit. Longer rows are cut and counted."""
+    max_rows: int | None = option(None, least=1)
+    """Use at most this many training rows, drawn by the seed."""
+    max_truncated: float = option(0.1, least=0, most=1)
+    """Largest share of training rows that may be cut at ``data.max_length``."""
+    max_leaked: float = option(0.05, least=0, most=1)
+    """Largest share of validation or test rows whose text also stands in train."""
+    max_conflicts: float = option(0.05, least=0, most=1)
+    """Largest share of training rows whose text also stands there with another label."""
+    max_empty: float = option(0.01, least=0, most=1)
+    """Largest share of rows with an empty text."""
+    max_unknown: float = option(0.2, least=0, most=1)
+    """Largest share of tokens that the tokenizer does not know."""
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """How gradients become updates."""
+
+    name: OptimizerName = OptimizerName.adamw
+    """The algorithm, from torch.optim."""
+    lr: float = option(5e-5, above=0, most=100)
+    """Peak learning rate."""
+    weight_decay: float = option(0.01, least=0, below=1)
+    """Weight decay of matrices; norms and biases have none."""
+    betas: list[float] = option([0.9, 0.999], form="betas", applies="optimizer.name=adamw|adam|nadam|radam")
+    """Decay of the first and second moment."""
+    eps: float = option(1e-8, above=0, below=1, applies="optimizer.name=adamw|adam|nadam|radam|adagrad|rmsprop")
+    """Added to the denominator."""
+    momentum: float = option(0.0, least=0, below=1, applies="optimizer.name=sgd|rmsprop")
+    """Momentum of SGD and RMSprop."""
+    nesterov: bool = option(False, applies="optimizer.name=sgd")
+    """Nesterov momentum; needs ``optimizer.momentum`` above 0."""
+    schedule: Schedule = Schedule.linear
+    """Course of the learning rate after warmup."""
+    warmup: float = option(0.1, least=0)
+    """Steps of linear warmup; below 1 a fraction of all steps."""
+    min_lr: float = option(0.0, least=0, applies="optimizer.schedule=linear|cosine|polynomial")
+    """Learning rate at the last step."""
+    power: float = option(2.0, above=0, most=20, applies="optimizer.schedule=polynomial")
+    """Exponent of the polynomial schedule."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DeviceConfig:
+    """What to run on."""
+
+    name: DeviceName = DeviceName.auto
+    """auto takes CUDA, then Apple's MPS, then the CPU."""
+    index: int = option(0, least=0, most=1023, applies="device.name=auto|cuda")
+    """Which CUDA device."""
+    precision: Precision = Precision.auto
+    """Type of the matrix products; weights and optimizer stay fp32. auto: bf16 where the hardware is fast at it, else fp32."""
+    threads: int | None = option(None, least=1, most=4096)
+    """CPU threads of one process; null: every core it may use."""
+    deterministic: bool = False
+    """Bit-equal runs on CUDA too, at some speed; the CPU always is."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainSection:
+    """How long, how much at a time, when to score and to save."""
+
+    epochs: float = option(3.0, above=0, most=100_000)
+    """Passes over the training rows; ignored where ``train.steps`` is set."""
+    steps: int | None = option(None, least=1)
+    """Optimizer steps in all; null: from ``train.epochs``."""
+    batch_size: int = option(32, least=1, most=10_000_000)
+    """Rows per optimizer step, whatever the hardware."""
+    seed: int = option(42, least=0, most=2**32 - 1)
+    """Governs split, order, initialisation and dropout."""
+    clip: float = option(1.0, least=0)
+    """Largest gradient norm; 0 does not clip."""
+    order: Order = Order.buckets
+    """``buckets``: rows of like length share a batch, batches are shuffled; ``shuffled``: plain random order."""
+    monitor: str | None = None
+    """Validation metric that picks the best checkpoint; null: the task's own."""
+    patience: int | None = option(None, least=1)
+    """Stop after this many scorings without a better ``train.monitor``; null never."""
+    eval_every: Any = option("epoch", form="steps")
+    """Score the validation rows every so many steps, or every ``epoch``."""
+    save_every: Any = option("epoch", form="steps")
+    """Write a checkpoint every so many steps, or every ``epoch``."""
+    log_every: Any = option(10, form="steps")
+    """Write loss and learning rate every so many steps, or every ``epoch``."""
+    keep: int = option(0, least=0)
+    """Checkpoints to keep besides best and last."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """Where the run directory goes."""
+
+    root: str = option("runs", path=True)
+    """Directory that holds the runs."""
+    name: str | None = None
+    """End of the directory's name; null: experiment or task, and model."""
+    dir: str | None = option(None, path=True)
+    """The run directory itself; must be empty or new, unless ``resume`` goes on with it."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """``ftune train``."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    train: TrainSection = field(default_factory=TrainSection)
+    run: RunConfig = field(default_factory=RunConfig)
+    resume: str | None = option(None, path=True)
+    """A run or checkpoint to go on with, or ``auto``: go on with ``run.dir`` if it holds a run, else start it."""
+    resume_allow: list[str] = option([])
+    """Keys that may differ from the resumed run, such as ``train.epochs`` or ``data.train``."""
+    expect: dict[str, Any] = option({}, form="expectations")
+    """Stated expectations on test (else validation) metrics, such as ``expect.accuracy='>=0.8'``; missed: exit 3."""
+    offline: bool = False
+    """Any attempt to reach the network is an error."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """``ftune eval``."""
+
+    ckpt: Any = option("???", path=True, form="checkpoint")
+    """A run, a checkpoint in one, a Hugging Face model directory, or ``latest``."""
+    split: Split = Split.auto
+    """Which rows to score; auto: test where there is one, else validation."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    expect: dict[str, Any] = option({}, form="expectations")
+    """Stated expectations on the metrics, such as ``expect.accuracy='>=0.8'``; missed: exit 3."""
+    offline: bool = False
+    """Any attempt to reach the network is an error."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PredictConfig:
+    """``ftune predict``."""
+
+    ckpt: Any = option("???", path=True, form="checkpoint")
+    """A run, a checkpoint in one, a Hugging Face model directory, or ``latest``."""
+    input: Any = option(None, path=True, form="rows")
+    """File, directory, glob or list to label; ``-`` or nothing with a pipe: standard input."""
+    output: str | None = option(None, path=True)
+    """File to write; null: standard output."""
+    format: DataFormat = DataFormat.auto
+    """Format of the input; auto goes by name, on standard input by the first character."""
+    keep: list[str] = option([])
+    """Input columns carried through to the output."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    offline: bool = False
+    """Any attempt to reach the network is an error."""
+
+
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "eval": EvalConfig, "predict": PredictConfig}
+"""Verb to schema."""
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every option of a config object as (dotted key, value, dataclass field)."""
+    for f in fields(config):
+        value, name = getattr(config, f.name), prefix + f.name
+        if is_dataclass(value):
+            yield from leaves(value, name + ".")
+        else:
+            yield name, value, f
+
+
+def out_of_range(value: Any, metadata: Any) -> str:
+    """Why a number is outside its option's range, or an empty string."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return ""
+    if not math.isfinite(value):
+        return "a finite number"
+    low, high = metadata.get("above"), metadata.get("below")
+    least, most = metadata.get("least"), metadata.get("most")
+    bounds = [
+        (low is not None and value <= (low if low is not None else 0), f"above {low}"),
+        (least is not None and value < (least if least is not None else 0), f"at least {least}"),
+        (high is not None and value >= (high if high is not None else 0), f"below {high}"),
+        (most is not None and value > (most if most is not None else 0), f"at most {most}"),
+    ]
+    return next((text for bad, text in bounds if bad), "")
+
+
+def applies(condition: str, values: dict[str, Any]) -> bool:
+    """Whether an option's condition (``key=value|value``) holds among the config's ``values``."""
+    if not condition:
+        return True
+    key, _, allowed = condition.partition("=")
+    value = values.get(key)
+    return ("null" if value is None else str(value.value if isinstance(value, Enum) else value)) in allowed.split("|")

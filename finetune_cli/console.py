@@ -1,0 +1,338 @@
+"""What a person sees on stderr: lines, warnings, tables, progress. Results go to stdout, never here.
+
+On a terminal rich draws a live bar and colours; anywhere else the same facts come as plain lines, the first at once and then one
+every few seconds. Text may hold data rows, so characters that steer a terminal are taken out. A broken or closed stderr is
+ignored: it must never end a training run. Whatever is said can be written to a log file too (``attach``).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Self, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SECONDS_BETWEEN_LINES = 5.0
+
+_BIDI = [0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_STEERING: dict[int, str | None] = {
+    **dict.fromkeys([*range(0x20), 0x7F, *range(0x80, 0xA0), *_BIDI]),
+    **dict.fromkeys([0x2028, 0x2029], " "),
+    ord("\n"): "\n",
+    ord("\t"): " ",
+}
+
+
+def plain(text: object) -> str:
+    """The text without control characters and direction marks; line breaks stay, tabs become spaces."""
+    return str(text).translate(_STEERING)
+
+
+def say(text: object) -> None:
+    """One or several lines for the person at the screen."""
+    _screen.show(plain(text))
+
+
+def warn(text: object) -> None:
+    """Something that is not an error but should be seen."""
+    _screen.show(f"warning: {plain(text)}", style="yellow")
+
+
+def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A small table; numbers are set to the right."""
+    _screen.show_table(plain(title), [cell(h) for h in headers], [[cell(value) for value in row] for row in rows])
+
+
+def layout(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """The plain form of a table, for a log or for stdout."""
+    lines = [[cell(h) for h in headers], *([cell(value) for value in row] for row in rows)]
+    count = max(map(len, lines))
+    lines = [line + [""] * (count - len(line)) for line in lines]
+    widths = [max(_width(line[i]) for line in lines) for i in range(count)]
+    right = [_is_numeric(line[i] for line in lines[1:]) for i in range(count)]
+    text = ["  " + "  ".join(map(_pad, line, widths, right)).rstrip() for line in lines]
+    return "\n".join([plain(title), *text] if title else text)
+
+
+def cell(value: object) -> str:
+    """A table cell on one line: floats with four digits, counts with thousands marks, nothing as a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return " ".join(plain(value).split())
+
+
+def attach(path: Path) -> None:
+    """From now on also append everything said to this file, as plain text."""
+    _screen.attach(path)
+
+
+def detach() -> None:
+    """Stop writing to the attached file and close it."""
+    _screen.detach()
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Around something slow: a spinner on a terminal, else a line at once; the time it took, where it was long."""
+    began = time.monotonic()
+    with _screen.busy(plain(text)):
+        yield
+    took = time.monotonic() - began
+    if took >= SECONDS_BETWEEN_LINES and not _screen.bar:
+        _screen.show(f"{plain(text)}: took {duration(took)}")
+
+
+def duration(seconds: float) -> str:
+    """``0:07``, ``12:30``, ``1:02:03``."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Progress:
+    """Progress of training: a live bar on a terminal, else a line at once and then every few seconds.
+
+    A value that is not given keeps its last reading, so a step that reads nothing from the device can still be counted.
+    """
+
+    def __init__(self, total_steps: int, *, start: int = 0) -> None:
+        self.total, self.start, self.step = total_steps, start, start
+        self.facts: dict[str, str] = dict.fromkeys(("epoch", "loss", "lr", "samples/s", "tokens/s", "MB"), "")
+        self._began = time.monotonic()
+        self._last_line = float("-inf")
+        self._said = -1
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        _screen.bar = self
+        if _is_terminal():
+            self._bar = _live_bar(self.total, self.start)
+            self._bar.start()
+            _screen.live = self._bar.console
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _screen.bar = _screen.live = None
+        if self._bar is not None:
+            self._bar.stop()
+        if self._said not in (-1, self.step):
+            self._line()
+
+    def update(
+        self,
+        step: int,
+        epoch: float | None = None,
+        loss: float | None = None,
+        lr: float | None = None,
+        samples_per_second: float | None = None,
+        tokens_per_second: float | None = None,
+        memory_mb: float | None = None,
+    ) -> None:
+        """``step`` optimizer steps are done."""
+        self.step = step
+        given = {"epoch": epoch, "loss": loss, "lr": lr, "samples/s": samples_per_second, "tokens/s": tokens_per_second, "MB": memory_mb}
+        self.facts |= {name: _reading(name, value) for name, value in given.items() if value is not None}
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, facts="  ".join(filter(None, self.facts.values())))
+        if self.is_due() or step >= self.total:
+            self._line()
+
+    def phase(self, text: str) -> None:
+        """What is being done while no step is made (scoring, saving); empty: training again."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=text or "training")
+        elif text and self.is_due():
+            self._last_line = time.monotonic()
+            _screen.show(text)
+
+    def is_due(self) -> bool:
+        """Whether the last plain line is some seconds old."""
+        return time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
+
+    def _line(self) -> None:
+        self._last_line, self._said = time.monotonic(), self.step
+        parts = [f"step {self.step}/{self.total}", *filter(None, self.facts.values())]
+        done = self.step - self.start
+        if 0 < done and self.step < self.total:
+            parts.append("left " + duration((time.monotonic() - self._began) / done * (self.total - self.step)))
+        _screen.show("  ".join(parts), only_log=self._bar is not None and _screen.live is not None)
+
+
+def _reading(name: str, value: float) -> str:
+    form = {"epoch": f"epoch {value:.2f}", "loss": f"loss {value:.4f}", "lr": f"lr {value:.3g}"}
+    return form.get(name, f"{value:,.0f} {name}")
+
+
+def _live_bar(total: int, start: int) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+    from rich.table import Column
+
+    columns = [
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[facts]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+    ]
+    console = _rich_console()
+    bar = RichProgress(*columns, console=console, redirect_stdout=False, redirect_stderr=True, refresh_per_second=4, expand=True)
+    bar.add_task("training", total=total, completed=start, facts="")
+    return bar
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:  # closed
+        return False
+
+
+def _width(text: str) -> int:
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    space = " " * (width - _width(text))
+    return space + text if right else text + space
+
+
+def _is_numeric(cells: Iterator[str]) -> bool:
+    seen = [c for c in cells if c not in ("", "-")]
+    return bool(seen) and all(c[0].isdigit() or c[0] in "+-.≥<>±" and len(c) > 1 for c in seen)
+
+
+class _Quiet:
+    """A stream whose failures are swallowed: a closed terminal or a full pipe must not end a run."""
+
+    encoding = "utf-8"
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            if self.stream is not None:
+                self.stream.write(text)
+        except (OSError, ValueError, RuntimeError):  # broken pipe; closed; a signal handler speaking into a half-written line
+            self.stream = None
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            if self.stream is not None:
+                self.stream.flush()
+        except (OSError, ValueError, RuntimeError):
+            self.stream = None
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 2 if self.stream is None else self.stream.fileno()
+
+
+def _rich_console() -> Console:
+    from rich.console import Console
+
+    return Console(file=_Quiet(sys.stderr), force_terminal=True, highlight=False, markup=False, emoji=False)  # type: ignore[arg-type]
+
+
+class _Screen:
+    """The one stderr of the process, what is live on it, and the log beside it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # re-entrant: a signal handler may speak while a line is being written
+        self.log: IO[bytes] | None = None
+        self.live: Console | None = None
+        self.bar: Progress | None = None
+
+    def show(self, text: str, *, style: str = "", only_log: bool = False) -> None:
+        with self.lock:
+            self._write_log(text)
+            if only_log:
+                return
+            if self.live is None and not _is_terminal():
+                quiet = _Quiet(sys.stderr)
+                quiet.write(text + "\n")
+                quiet.flush()
+                return
+            from rich.text import Text
+
+            (self.live or _rich_console()).print(Text(text, style=style), soft_wrap=True)
+
+    def show_table(self, title: str, headers: list[str], rows: list[list[str]]) -> None:
+        if self.live is None and not _is_terminal():
+            self.show(layout(title, headers, rows))
+            return
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        with self.lock:
+            self._write_log(layout(title, headers, rows))
+            drawn = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+            for i, header in enumerate(headers):
+                drawn.add_column(Text(header), justify="right" if _is_numeric(r[i] for r in rows if i < len(r)) else "left")
+            for row in rows:
+                drawn.add_row(*map(Text, row))
+            (self.live or _rich_console()).print(drawn)
+
+    @contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        if self.bar is not None:
+            self.bar.phase(text)
+            try:
+                yield
+            finally:
+                if self.bar is not None:
+                    self.bar.phase("")
+        elif _is_terminal():
+            from rich.text import Text
+
+            console = _rich_console()
+            with console.status(Text(text + " …")):
+                self.live = console
+                try:
+                    self._write_log(text + " …")
+                    yield
+                finally:
+                    self.live = None
+        else:
+            self.show(text + " …")
+            yield
+
+    def attach(self, path: Path) -> None:
+        self.detach()
+        with self.lock:
+            self.log = path.open("ab", buffering=0)
+
+    def detach(self) -> None:
+        with self.lock:
+            log, self.log = self.log, None
+            if log is not None:
+                log.close()
+
+    def _write_log(self, text: str) -> None:
+        try:
+            if self.log is not None:
+                self.log.write((text + "\n").encode("utf-8", "backslashreplace"))
+        except OSError:  # a full disk is reported by whoever writes what matters
+            self.log = None
+
+
+_screen = _Screen()

@@ -1,0 +1,36 @@
+"""From files to rows: every format read strictly into Arrow, columns found, splits made, and what is wrong with the data counted."""
+
+from __future__ import annotations
+
+from finetune_cli.data.audit import SplitRow, SplitTable, TokenCounts, audit, problems
+from finetune_cli.data.label_audit import judge_labels, unknown_label
+from finetune_cli.data.labels import canonical, has_several_labels, label_cells, label_names, missing, targets, texts
+from finetune_cli.data.readers import read, stream
+from finetune_cli.data.roles import Roles, find_roles
+from finetune_cli.data.rows import Rows, concat
+from finetune_cli.data.splits import Splits, load_splits
+
+__all__ = [
+    "Roles",
+    "Rows",
+    "SplitRow",
+    "SplitTable",
+    "Splits",
+    "TokenCounts",
+    "audit",
+    "canonical",
+    "concat",
+    "find_roles",
+    "has_several_labels",
+    "judge_labels",
+    "label_cells",
+    "label_names",
+    "load_splits",
+    "missing",
+    "problems",
+    "read",
+    "stream",
+    "targets",
+    "texts",
+    "unknown_label",
+]

@@ -1,0 +1,91 @@
+"""What is wrong with labels: near-twins, ids taken for labels, labels that only one split knows."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from finetune_cli.data.rows import listed
+from finetune_cli.data.splits import Splits
+from finetune_cli.errors import UserError
+
+FEW = 20
+"""Training rows below which every row may well have a label of its own."""
+
+
+def look(label: str) -> str:
+    """A label as the eye sees it: composed, lower case, without space at the ends or doubled."""
+    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+
+
+def unknown_label(label: str, known: Iterable[str], where: str) -> UserError:
+    """A label that the model does not have, with the nearest one it has."""
+    names = [str(name) for name in known]
+    by_look = {look(name): name for name in names}
+    close = difflib.get_close_matches(look(label), by_look, n=1, cutoff=0.6)
+    fix = f"did you mean {by_look[close[0]]!r}?" if close else "mend the label, or train with rows that have it"
+    return UserError(f"label {label!r} is unknown; the labels are {listed(map(repr, names))}", where=where, fix=fix)
+
+
+def judge_labels(splits: Splits, labels: Mapping[str, Sequence[Sequence[str]]]) -> list[str]:
+    """Warnings; errors for ids taken for labels and for labels that train does not have."""
+    counted = {name: Counter(label for cell in cells for label in cell) for name, cells in labels.items()}
+    warnings = _near_twins(counted)
+    if "train" in counted:
+        several = any(len(cell) != 1 for cell in labels["train"])
+        _refuse_ids(splits, counted["train"], len(labels["train"]), several)
+        _refuse_unknown(splits, labels, counted)
+        once = sorted(label for label, number in counted["train"].items() if number == 1)
+        if once:
+            warnings.append(f"train: {len(once)} label{'s' * (len(once) > 1)} with one row: {listed(map(repr, once))}")
+    for name, found in counted.items():
+        if name != "train" and len(found) == 1 and len(labels[name]) > 1:
+            warnings.append(f"{name}: every row has the label {next(iter(found))!r}")
+    return warnings
+
+
+def _near_twins(counted: Mapping[str, Counter[str]]) -> list[str]:
+    total: Counter[str] = Counter()
+    for found in counted.values():
+        total += found
+    groups: dict[str, list[str]] = {}
+    for label in total:
+        groups.setdefault(look(label), []).append(label)
+    twins = [group for group in groups.values() if len(group) > 1]
+    return [
+        f"labels that look alike are different labels: {' and '.join(f'{name!r} ({total[name]:,} rows)' for name in group)}"
+        for group in twins
+    ]
+
+
+def _refuse_ids(splits: Splits, counts: Counter[str], rows: int, several: bool) -> None:
+    if several or rows < FEW or len(counts) <= rows / 2:
+        return
+    numbers = sum(_is_number(label) for label in counts) > 0.9 * len(counts)
+    raise UserError(
+        f"column {splits.roles.labels[0]!r} has {len(counts):,} labels in {rows:,} rows: it looks like an id or a regression target",
+        where=f"{splits.rows['train'].files[0]}, data.label",
+        fix="task=text-regression, or data.label=COLUMN" if numbers else "data.label=COLUMN with the labels",
+    )
+
+
+def _is_number(label: str) -> bool:
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True
+
+
+def _refuse_unknown(splits: Splits, labels: Mapping[str, Sequence[Sequence[str]]], counted: Mapping[str, Counter[str]]) -> None:
+    known = counted["train"]
+    for name in counted:
+        strange = [label for label in counted[name] if label not in known]
+        if not strange:
+            continue
+        at = next(i for i, cell in enumerate(labels[name]) if strange[0] in cell)
+        error = unknown_label(strange[0], known, splits.rows[name].where(at))
+        more = f"; likewise {listed(map(repr, strange[1:]), len(strange) - 1)}" if len(strange) > 1 else ""
+        raise UserError(error.what.replace("is unknown", f"of {name} is not in train{more}", 1), where=error.where, fix=error.fix)

@@ -1,0 +1,180 @@
+"""``read`` and ``stream``: any source to rows, whole or as it comes.
+
+The format goes by the name, then by the first bytes; both end in the same strict readers, so a prediction reads a file as training would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from finetune_cli.config.schema import DataConfig, DataFormat
+from finetune_cli.data.columnar import read_arrow, read_parquet
+from finetune_cli.data.delimited import read_delimited
+from finetune_cli.data.encoding import Text, open_bytes
+from finetune_cli.data.hub import read_hub
+from finetune_cli.data.json_lines import looks_like_lines, read_json_array, read_json_lines
+from finetune_cli.data.plain_text import read_pattern, read_text
+from finetune_cli.data.rows import Rows, concat
+from finetune_cli.data.sources import SUFFIXES, File, Hub, resolve, suffix_of
+from finetune_cli.errors import UserError
+
+MAGIC = ((b"PAR1", DataFormat.parquet), (b"ARROW1", DataFormat.arrow))
+Say = Callable[[str], None]
+
+
+def read(
+    source: Any,
+    config: DataConfig,
+    *,
+    format: DataFormat | None = None,
+    offline: bool = False,
+    key: str = "data.train",
+    split: str = "train",
+    notes: list[str] | None = None,
+    say: Say | None = None,
+) -> Rows:
+    """All rows of a source. ``split`` picks the part of a directory, corpus or hub dataset that has several; ``say`` hears of downloads."""
+    notes = [] if notes is None else notes
+    return read_places(resolve(source, key=key, split=split, notes=notes), config, format=format, offline=offline, notes=notes, say=say)
+
+
+def read_places(
+    places: list[File | Hub],
+    config: DataConfig,
+    *,
+    format: DataFormat | None = None,
+    offline: bool = False,
+    notes: list[str] | None = None,
+    say: Say | None = None,
+) -> Rows:
+    """All rows of resolved places."""
+    notes = [] if notes is None else notes
+    return concat([part for place in places for part in _place_rows(place, config, format, offline, notes, say)])
+
+
+def stream(
+    source: Any,
+    config: DataConfig,
+    *,
+    format: DataFormat,
+    offline: bool = False,
+    notes: list[str] | None = None,
+    say: Say | None = None,
+) -> Iterator[Rows]:
+    """Rows in chunks as they come, in constant memory; data rows are numbered on over all files.
+
+    ``source`` may be an open byte stream (a pipe): what has come is handed out when it pauses.
+    """
+    notes = [] if notes is None else notes
+    if hasattr(source, "read"):
+        yield from _piped(source, config, format, notes)
+        return
+    row = 1
+    for place in resolve(source, key="input", split="test", notes=notes):
+        for part in _place_rows(place, config, format, offline, notes, say):
+            yield Rows(part.table, part.files, part.file_of, part.line_of, np.arange(row, row + len(part), dtype=np.int64))
+            row += len(part)
+
+
+def _place_rows(
+    place: File | Hub, config: DataConfig, format: DataFormat | None, offline: bool, notes: list[str], say: Say | None
+) -> Iterator[Rows]:
+    if isinstance(place, Hub):
+        return iter([read_hub(place, offline=offline, say=say)])
+    wanted = config.format if format is None or format is DataFormat.auto else format
+    return _file_rows(place, config, wanted, notes)
+
+
+def _file_rows(file: File, config: DataConfig, wanted: DataFormat, notes: list[str]) -> Iterator[Rows]:
+    head = open_bytes(file.path, file.name)
+    magic = _magic(head)
+    named = SUFFIXES.get(suffix_of(file.path), DataFormat.auto)
+    kind = wanted if wanted is not DataFormat.auto else named
+    if magic is not DataFormat.auto and kind not in (magic, DataFormat.auto):
+        raise UserError(
+            f"{file.name} is a {magic.value} file, not {kind.value}", where=file.name, fix=f"data.format={magic.value}, or rename it"
+        )
+    kind = magic if kind is DataFormat.auto else kind
+    if kind is DataFormat.parquet:
+        yield from read_parquet(open_bytes(file.path, file.name), file.name)
+    elif kind is DataFormat.arrow:
+        yield from read_arrow(open_bytes(file.path, file.name), file.name)
+    else:
+
+        def again() -> Text:
+            return Text(open_bytes(file.path, file.name), file.name, config.encoding)
+
+        text = Text(open_bytes(file.path, file.name), file.name, config.encoding, notes=notes)
+        yield from _text_rows(text, config, _text_format(text, config, wanted, kind, notes), notes, again)
+
+
+def _magic(stream: BinaryIO) -> DataFormat:
+    from finetune_cli.data.encoding import read_some
+
+    start = read_some(stream, 6, "the file")
+    stream.close()
+    return next((kind for magic, kind in MAGIC if start.startswith(magic)), DataFormat.auto)
+
+
+def _text_rows(text: Text, config: DataConfig, kind: DataFormat, notes: list[str], again: Callable[[], Text] | None) -> Iterator[Rows]:
+    if kind in (DataFormat.csv, DataFormat.tsv):
+        return read_delimited(text, config, kind, notes, again)
+    if kind is DataFormat.jsonl:
+        return read_json_lines(text, notes)
+    if kind is DataFormat.json:
+        return read_json_array(text)
+    return read_pattern(text, config, notes) if config.pattern else read_text(text, config)
+
+
+def _text_format(text: Text, config: DataConfig, wanted: DataFormat, named: DataFormat, notes: list[str]) -> DataFormat:
+    """The format of a text file, by what the user said, its name, and its first characters."""
+    start = text.head.lstrip("\ufeff \t\r\n")[:1]
+    if wanted is not DataFormat.auto and wanted is not DataFormat.json:
+        return wanted
+    if named is DataFormat.json:
+        if start == "{" and looks_like_lines(text.head):
+            notes.append(f"{text.name}: read as JSON Lines (its first line is an object by itself)")
+            return DataFormat.jsonl
+        return DataFormat.json
+    if named in (DataFormat.csv, DataFormat.tsv, DataFormat.jsonl):
+        return named
+    if named is DataFormat.text or config.pattern:
+        if config.pattern or not tabs_everywhere(text.head):
+            return DataFormat.text
+        notes.append(f"{text.name}: read as TSV (every line has a tab)")
+        return DataFormat.tsv
+    if text.empty:
+        return DataFormat.text
+    if start == "{" and looks_like_lines(text.head):
+        return DataFormat.jsonl
+    if start == "[":
+        return DataFormat.json
+    if tabs_everywhere(text.head):
+        notes.append(f"{text.name}: read as TSV (every line has a tab)")
+        return DataFormat.tsv
+    raise UserError(
+        f"the format of {text.name} cannot be told from its name", where=text.name, fix="data.format=csv, tsv, jsonl, json or text"
+    )
+
+
+def tabs_everywhere(head: str) -> bool:
+    """Whether each of the first lines that are not blank has a tab."""
+    lines = [line for line in head.replace("\r", "\n").split("\n")[:1000] if line.strip(" ")]
+    return bool(lines) and all("\t" in line for line in (lines[:-1] or lines))
+
+
+def _piped(source: BinaryIO, config: DataConfig, format: DataFormat, notes: list[str]) -> Iterator[Rows]:
+    name = "standard input"
+    if format in (DataFormat.parquet, DataFormat.arrow):
+        yield from (read_parquet if format is DataFormat.parquet else read_arrow)(source, name)
+        return
+    text = Text(source, name, config.encoding, pipe=True, notes=notes)
+    kind = format
+    if kind is DataFormat.auto:
+        kind = DataFormat.jsonl if text.head.startswith("{") else DataFormat.text
+    if text.empty:
+        return
+    yield from _text_rows(text, config, kind, notes, None)

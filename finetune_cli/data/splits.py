@@ -1,0 +1,352 @@
+"""Train, validation and test as rows: read, split off where a fraction is asked for, and free of rows nobody can use.
+
+A fraction is a function of the files, the options and the seed, so ``eval`` finds the very rows that ``train`` held out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from finetune_cli.config.schema import DataConfig, RowPolicy
+from finetune_cli.data.labels import has_several_labels, label_cells, missing
+from finetune_cli.data.partition import Parts, by_time, grouped, shuffled, sizes, stratified
+from finetune_cli.data.readers import Say, read_places
+from finetune_cli.data.roles import Roles, find_roles
+from finetune_cli.data.rows import Rows, count, listed
+from finetune_cli.data.sources import File, Hub, resolve, sha256
+from finetune_cli.errors import UserError
+from finetune_cli.randomness import generator
+
+NAMES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Rows by split, their columns, what was decided on the way, the SHA-256 of every file by split, and which splits carry labels."""
+
+    rows: dict[str, Rows]
+    roles: Roles
+    notes: tuple[str, ...]
+    sources: dict[str, dict[str, str]]
+    labelled: frozenset[str]
+
+
+def load_splits(
+    config: DataConfig,
+    *,
+    seed: int,
+    labelled: bool = True,
+    offline: bool = False,
+    only: Collection[str] | None = None,
+    stratify: bool = True,
+    pairs: bool = True,
+    say: Say | None = None,
+) -> Splits:
+    """Everything from ``data.train``, ``data.validation`` and ``data.test`` to splits; ``only`` leaves out what is not needed.
+
+    ``stratify`` is False for tasks whose labels are numbers, ``pairs`` for tasks on one text; ``say`` hears of a download before it begins.
+    """
+    loading = _Loading(config, seed, labelled, offline, stratify, pairs, say)
+    wanted = [name for name in NAMES if only is None or name in only]
+    given = {name: getattr(config, name) for name in NAMES}
+    fractions = {name: f for name in ("validation", "test") if (f := fraction(given[name], f"data.{name}")) is not None}
+    needed = [name for name in NAMES if name not in fractions and given[name] is not None and name in wanted]
+    if any(name in fractions for name in wanted) and "train" not in needed:
+        needed.insert(0, "train")
+    if given["train"] is None and (only is None or "train" in wanted or "train" in needed):
+        raise UserError("data.train is not set", where="data.train", fix="data.train=FILE")
+    if not needed:
+        named = " and ".join(f"data.{name}" for name in wanted)
+        raise UserError(f"there are no rows: {named} is not set", where=named, fix=f"data.{wanted[-1]}=FILE")
+    loading.read_all({name: given[name] for name in needed})
+    if fractions and "train" in loading.rows:
+        loading.split_off(fractions)
+    if "train" in loading.rows:
+        loading.cap_train()
+    return loading.done(wanted)
+
+
+def fraction(value: Any, key: str) -> float | None:
+    """``value`` if it is a number that splits train, None if it names files or nothing."""
+    if isinstance(value, str) and re.fullmatch(r"\s*0?\.\d+\s*", value) and not os.path.exists(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if not 0 < value < 1:
+        raise UserError(
+            f"{key} is {value}; a fraction lies between 0 and 1", where=key, fix=f"{key}=0.1, {key}=FILE, or {key}=null for none"
+        )
+    return float(value)
+
+
+class _Loading:
+    """The steps of ``load_splits`` and what they find."""
+
+    def __init__(self, config: DataConfig, seed: int, labelled: bool, offline: bool, stratify: bool, pairs: bool, say: Say | None) -> None:
+        self.config, self.seed, self.labelled, self.offline, self.say = config, seed, labelled, offline, say
+        self.stratify, self.pairs = stratify, pairs
+        self.rows: dict[str, Rows] = {}
+        self.sources: dict[str, dict[str, str]] = {}
+        self.notes: list[str] = []
+        self.roles: Roles | None = None
+        self.carry: set[str] = set()
+
+    def read_all(self, given: dict[str, Any]) -> None:
+        places = {name: resolve(value, key=f"data.{name}", split=name, notes=self.notes) for name, value in given.items()}
+        _refuse_same_path(places)
+        for name, found in places.items():
+            before = [(os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns) for p in found if isinstance(p, File)]
+            self.sources[name] = {p.name: sha256(p.path, p.name) for p in found if isinstance(p, File)}
+            rows = read_places(found, self.config, offline=self.offline, notes=self.notes, say=self.say)
+            if before != [(os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns) for p in found if isinstance(p, File)]:
+                raise UserError("a file changed while it was read", where=f"data.{name}", fix="wait until it is written, then start again")
+            self.rows[name] = self._with_roles(name, rows)
+        _refuse_same_bytes(self.sources, self.notes)
+
+    def _with_roles(self, name: str, rows: Rows) -> Rows:
+        """Finds the columns in the first split and checks them in the others; settles rows without a label."""
+        if self.roles is None:
+            self.roles, notes = self._first_roles(name, rows)
+            self.notes += notes
+        has_labels = bool(self.roles.labels) and all(rows.has(label) for label in self.roles.labels)
+        self._require(name, rows, [self.roles.text, *([self.roles.text_pair] if self.roles.text_pair else [])])
+        if not self.labelled:
+            return rows
+        if not has_labels and name != "test":
+            self._require(name, rows, list(self.roles.labels))
+        if not has_labels:
+            self.notes.append(f"{name} carries no labels: it is not scored")
+            return rows
+        return self._settle_missing(name, rows)
+
+    def _first_roles(self, name: str, rows: Rows) -> tuple[Roles, list[str]]:
+        if name != "test" or not self.labelled:
+            return find_roles(rows, self.config, labelled=self.labelled, pairs=self.pairs)
+        try:
+            return find_roles(rows, self.config, labelled=True, pairs=self.pairs)
+        except UserError:
+            roles, notes = find_roles(rows, self.config, labelled=False, pairs=self.pairs)
+            named = self.config.label
+            labels = tuple(map(str, named if isinstance(named, (list, tuple)) else [named])) if named is not None else ()
+            return Roles(roles.text, roles.text_pair, labels), notes
+
+    def _require(self, name: str, rows: Rows, columns: list[str]) -> None:
+        for column in columns:
+            if not rows.has(column):
+                find_roles(rows, _naming(self.config, column), labelled=False, pairs=self.pairs)
+                raise AssertionError(f"{column!r} of {name} is missing and was found")
+
+    def _settle_missing(self, name: str, rows: Rows) -> Rows:
+        """Rows without a label: an error, dropped and counted, or a test split that has none at all."""
+        assert self.roles is not None
+        bad = np.flatnonzero(missing(rows, self.roles, self.config))
+        if name == "test" and (len(bad) == len(rows) or _all_minus_one(rows, self.roles)):
+            self.notes.append("test carries no labels (every cell is empty or -1): it is not scored")
+            return rows
+        self.carry.add(name)
+        if not len(bad):
+            return rows
+        column = " or ".join(map(repr, self.roles.labels))
+        if self.config.missing_labels is RowPolicy.error or len(bad) == len(rows):
+            raise UserError(
+                f"{count(len(bad), 'row')} of {name} without a label in column {column}",
+                where=rows.named(bad),
+                fix="complete the rows, or data.missing_labels=drop" if len(bad) < len(rows) else "data.label=COLUMN",
+            )
+        self.notes.append(f"{name}: {count(len(bad), 'row')} without a label dropped (first: {rows.where(int(bad[0]))})")
+        return rows.take(np.setdiff1d(np.arange(len(rows)), bad))
+
+    def split_off(self, fractions: dict[str, float]) -> None:
+        """Takes validation and test rows out of train."""
+        rows, names, shares = self.rows["train"], list(fractions), list(fractions.values())
+        if sum(shares) >= 1:
+            raise UserError(
+                f"{' and '.join(f'data.{n}' for n in names)} leave no row for training", where=f"data.{names[0]}", fix="smaller fractions"
+            )
+        if len(rows) <= len(names):
+            raise UserError(
+                f"{count(len(rows), 'row')} cannot be split into {1 + len(names)} parts",
+                where=", ".join(rows.files[:1]),
+                fix=f"give more rows, or {' '.join(f'data.{n}=FILE' for n in names)}, or data.validation=null",
+            )
+        parts, how = self._parts(rows, shares)
+        empty = [name for name, part in zip(names, parts[1:], strict=True) if not len(part)]
+        if empty:
+            raise UserError(
+                f"data.{empty[0]}={fractions[empty[0]]} of {count(len(rows), 'row')} ({how}) leaves no row",
+                where=f"data.{empty[0]}",
+                fix=f"data.{empty[0]}=FILE",
+            )
+        for name, part in zip(names, parts[1:], strict=True):
+            self.rows[name] = rows.take(part)
+            self.notes.append(
+                f"{name}: {count(len(part), 'row')} of {len(rows):,} split off train (data.{name}={fractions[name]:g}, {how})"
+            )
+            self.sources[name] = self.sources["train"]
+            if "train" in self.carry:
+                self.carry.add(name)
+        self.rows["train"] = rows.take(parts[0])
+
+    def _parts(self, rows: Rows, shares: list[float]) -> tuple[Parts, str]:
+        config = self.config
+        if config.group and config.time:
+            raise UserError("data.group and data.time are both set", where="data.time", fix="keep one of them")
+        if config.group:
+            self._require("train", rows, [config.group])
+            codes = _codes(rows, config.group)
+            if len(np.unique(codes)) <= len(shares):
+                raise UserError(
+                    f"column {config.group!r} has too few groups to split", where="data.group", fix="name another column, or give files"
+                )
+            return grouped(codes, shares, self.seed), f"whole groups of {config.group!r}, seed {self.seed}"
+        if config.time:
+            self._require("train", rows, [config.time])
+            return by_time(times(rows, config.time), shares), f"the latest by {config.time!r}"
+        labels = self._strata(rows) if self.labelled and self.stratify else None
+        if labels is None:
+            return shuffled(len(rows), shares, self.seed), f"at random, seed {self.seed}"
+        return stratified(labels, shares, self.seed), f"stratified by label, seed {self.seed}"
+
+    def _strata(self, rows: Rows) -> list[str] | None:
+        """A class for each row, its rarest label where it has several; None where labels look continuous."""
+        assert self.roles is not None
+        if len(self.roles.labels) > 1 and not has_several_labels(rows, self.roles, self.config):
+            return None
+        cells = label_cells(rows, self.roles, self.config)
+        frequency: dict[str, int] = {}
+        for cell in cells:
+            for label in cell:
+                frequency[label] = frequency.get(label, 0) + 1
+        if len(frequency) > max(2, len(rows) // 2):
+            return None
+        return [min(cell, key=lambda label: (frequency[label], label)) if cell else "" for cell in cells]
+
+    def cap_train(self) -> None:
+        """Draws ``data.max_rows`` training rows."""
+        rows, most = self.rows["train"], self.config.max_rows
+        if most is not None and len(rows) > most:
+            drawn = np.sort(generator(self.seed, "max_rows").permutation(len(rows))[:most])
+            self.rows["train"] = rows.take(drawn)
+            self.notes.append(f"train: {most:,} of {count(len(rows), 'row')} (data.max_rows, drawn by seed {self.seed})")
+
+    def done(self, wanted: list[str]) -> Splits:
+        assert self.roles is not None
+        rows = {name: self.rows[name] for name in NAMES if name in self.rows and name in wanted}
+        if self.config.group and "train" in rows:
+            self.notes += _shared_groups(rows, self.config.group)
+        return Splits(rows, self.roles, tuple(dict.fromkeys(self.notes)), self.sources, frozenset(self.carry & set(rows)))
+
+
+def _naming(config: DataConfig, column: str) -> DataConfig:
+    """The config with one column asked for, to get the error that names its neighbours."""
+    import dataclasses
+
+    return dataclasses.replace(config, text=column, text_pair=None, label=None, group=None, time=None)
+
+
+def _all_minus_one(rows: Rows, roles: Roles) -> bool:
+    """The hub's way to say that test labels are hidden."""
+    if len(roles.labels) != 1:
+        return False
+    cells = rows.column(roles.labels[0])
+    return bool(pa.types.is_integer(cells.type) and pc.all(pc.equal(cells, -1)).as_py())
+
+
+def _codes(rows: Rows, column: str) -> np.ndarray:
+    """Groups as codes from 0 in order of first occurrence; a row without a group is a group of its own."""
+    encoded = rows.column(column).combine_chunks().dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    codes = np.asarray(encoded.indices.fill_null(-1), dtype=np.int64)
+    alone = codes < 0
+    if "" in values:
+        alone |= codes == values.index("")
+    codes = codes.copy()
+    codes[alone] = len(values) + np.arange(int(alone.sum()))
+    return np.unique(codes, return_inverse=True)[1].astype(np.int64)
+
+
+def times(rows: Rows, column: str) -> np.ndarray:
+    """[N] float64: seconds or whatever number the column holds; text must be ISO 8601 or all numbers."""
+    cells = rows.column(column)
+    if pa.types.is_timestamp(cells.type) or pa.types.is_date(cells.type):
+        cells = cells.cast(pa.timestamp("us")).cast(pa.int64())
+    bad = np.flatnonzero(np.asarray(cells.is_null()))
+    if len(bad):
+        raise UserError(f"{column!r} is empty; rows are split by it", where=rows.named(bad), fix="complete the rows, or data.time=null")
+    if pa.types.is_integer(cells.type) or pa.types.is_floating(cells.type):
+        return np.asarray(cells, dtype=np.float64)
+    try:
+        return np.asarray(cells.cast(pa.float64()), dtype=np.float64)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return np.array([_seconds(rows, column, i, value) for i, value in enumerate(cells.to_pylist())])
+
+
+def _seconds(rows: Rows, column: str, at: int, value: Any) -> float:
+    from datetime import UTC, datetime
+
+    try:
+        moment = datetime.fromisoformat(str(value).strip())
+    except ValueError:
+        raise UserError(
+            f"{column!r} is {value!r}; expected a date such as 2024-05-31", where=rows.where(at), fix="write dates as ISO 8601"
+        ) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _shared_groups(rows: dict[str, Rows], column: str) -> list[str]:
+    """Notes on groups that stand in train and in another split, as given files may have it."""
+    if not rows["train"].has(column):
+        return []
+    own = pc.unique(rows["train"].column(column))
+    notes = []
+    for name, part in rows.items():
+        if name == "train" or not part.has(column):
+            continue
+        theirs = pc.unique(part.column(column))
+        shared = theirs.filter(pc.is_in(theirs.cast(own.type), value_set=own))
+        if len(shared):
+            notes.append(
+                f"{name}: {count(len(shared), 'group')} of {column!r} also stand in train: {listed([repr(v) for v in shared.to_pylist()])}"
+            )
+    return notes
+
+
+def _refuse_same_path(places: dict[str, list[File | Hub]]) -> None:
+    """D33: one file for two splits, under whatever name."""
+    seen: dict[str, tuple[str, str]] = {}
+    for split, found in places.items():
+        for place in found:
+            real = os.path.realpath(place.path) if isinstance(place, File) else place.name
+            if real in seen and seen[real][0] != split and "train" in (seen[real][0], split):
+                raise _same(place.name, seen[real][0], split)
+            seen.setdefault(real, (split, place.name))
+
+
+def _refuse_same_bytes(sources: dict[str, dict[str, str]], notes: list[str]) -> None:
+    seen: dict[str, tuple[str, str]] = {}
+    for split, files in sources.items():
+        for name, digest in files.items():
+            if digest in seen and seen[digest][0] != split:
+                if "train" in (seen[digest][0], split):
+                    raise _same(name, seen[digest][0], split)
+                notes.append(f"{name} is both {seen[digest][0]} and {split}: the {split} score is of the rows that chose the checkpoint")
+            seen.setdefault(digest, (split, name))
+
+
+def _same(name: str, one: str, other: str) -> UserError:
+    return UserError(
+        f"{name} is given as {one} and as {other}: the score would be that of rows learnt by heart",
+        where=f"data.{other}",
+        fix=f"data.{other}=0.1 splits rows off",
+    )
+
+
+__all__ = ["NAMES", "Splits", "fraction", "load_splits", "sizes", "times"]

@@ -1,0 +1,189 @@
+"""What to run on: device, precision and threads, found once, each with its reason, saved in the run and reused by it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from finetune_cli.config.schema import DeviceConfig, DeviceName, Precision
+from finetune_cli.errors import MachineError, UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BF16_GAIN = 1.3
+"""How much faster a bf16 matrix product must be than an fp32 one before auto takes it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePlan:
+    """The choices and why; ``saved()`` goes into the run's plan and ``DevicePlan.of`` makes it again."""
+
+    device: torch.device
+    precision: str
+    threads: int
+    deterministic: bool
+    reasons: dict[str, str]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the matrix products."""
+        return DTYPES[self.precision]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Matrix products in the plan's precision, everything else as the model has it."""
+        return nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, self.dtype)
+
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """fp16 gradients need their loss scaled; other precisions do not."""
+        return torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
+
+    def apply(self) -> None:
+        """Make the process run as planned."""
+        torch.set_num_threads(self.threads)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            if self.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.use_deterministic_algorithms(True)
+                torch.backends.cudnn.benchmark = False
+                torch.backends.cuda.enable_mem_efficient_sdp(False)
+            torch.backends.cuda.matmul.allow_tf32 = self.precision != "fp32"
+
+    def memory_mb(self) -> float:
+        """Peak memory so far: of the device, or of the process on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        try:
+            import resource
+        except ImportError:
+            return 0.0
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if platform.system() == "Darwin" else 2**10)
+
+    def saved(self) -> dict[str, Any]:
+        """JSON form for the run's plan."""
+        return {
+            "device": str(self.device),
+            "precision": self.precision,
+            "threads": self.threads,
+            "deterministic": self.deterministic,
+            "reasons": self.reasons,
+        }
+
+
+def find(config: DeviceConfig, saved: dict[str, Any] | None = None) -> DevicePlan:
+    """Look at the machine. What a run's ``saved`` plan chose on the same kind of device is kept where the config leaves it open.
+
+    Raises UserError for a device or precision that is not here.
+    """
+    device, device_reason = _device(config)
+    precision, reason = _precision(config.precision, device)
+    threads, threads_reason = _threads(config.threads)
+    if saved and torch.device(saved["device"]).type == device.type:
+        if config.precision == Precision.auto:
+            precision, reason = saved["precision"], "as in the run's plan"
+        if config.threads is None:
+            threads, threads_reason = saved["threads"], "as in the run's plan"
+    return DevicePlan(
+        device=device,
+        precision=precision,
+        threads=threads,
+        deterministic=config.deterministic or device.type == "cpu",
+        reasons={"device": device_reason, "precision": reason, "threads": threads_reason},
+    )
+
+
+def _device(config: DeviceConfig) -> tuple[torch.device, str]:
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    name = config.name
+    asked = name != DeviceName.auto
+    if name == DeviceName.auto:
+        name = DeviceName.cuda if cuda else DeviceName.mps if mps else DeviceName.cpu
+    if name == DeviceName.cuda:
+        if not cuda:
+            build = "the CPU build" if torch.version.cuda is None else "built with CUDA, but finds no device"
+            raise UserError(
+                f"there is no CUDA device: torch {torch.__version__} is {build}", where="device=cuda", fix="device=cpu, or device=auto"
+            )
+        if config.index >= torch.cuda.device_count():
+            raise UserError(f"there are {torch.cuda.device_count()} CUDA devices", where=f"device.index={config.index}", fix="device.index=0")
+        return torch.device("cuda", config.index), f"{'asked for' if asked else 'found'}: {torch.cuda.get_device_name(config.index)}"
+    if name == DeviceName.mps:
+        if not mps:
+            raise UserError("there is no MPS device here", where="device=mps", fix="device=cpu, or device=auto")
+        return torch.device("mps"), "asked for" if asked else "found, and no CUDA device"
+    return torch.device("cpu"), "asked for" if asked else "no CUDA or MPS device found"
+
+
+def _precision(wanted: Precision, device: torch.device) -> tuple[str, str]:
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        bf16 = major >= 8
+        if wanted == Precision.bf16 and not bf16:
+            raise UserError(
+                f"compute capability {major}.{minor} has no bf16 matrix units", where="device.precision=bf16", fix="device.precision=fp16 or auto"
+            )
+        if wanted == Precision.auto:
+            chosen = "bf16" if bf16 else "fp16" if major >= 7 else "fp32"
+            return chosen, f"compute capability {major}.{minor}"
+    elif device.type == "mps":
+        if wanted == Precision.fp16:
+            raise UserError("fp16 training needs CUDA", where="device.precision=fp16", fix="device.precision=auto")
+        if wanted == Precision.auto:
+            return "fp32", "the safe choice on MPS"
+    else:
+        if wanted == Precision.fp16:
+            raise UserError("fp16 training needs CUDA", where="device.precision=fp16", fix="device.precision=bf16, fp32 or auto")
+        if wanted == Precision.auto:
+            gain = _bf16_gain()
+            verdict = f"a bf16 matrix product is {gain:.1f} times as fast as an fp32 one here"
+            return ("bf16" if gain >= BF16_GAIN else "fp32"), verdict
+    return wanted.value, "asked for"
+
+
+def _bf16_gain() -> float:
+    """Speed of a bf16 matrix product over an fp32 one on this CPU, measured in about 20 ms; below 1 without hardware support."""
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return 0.5
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(512, 384, dtype=dtype), torch.ones(384, 768, dtype=dtype)
+        a @ b
+        best = float("inf")
+        for _ in range(7):
+            start = time.perf_counter()
+            a @ b
+            best = min(best, time.perf_counter() - start)
+        seconds[dtype] = best
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def _threads(wanted: int | None) -> tuple[int, str]:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wanted is not None:
+        return wanted, "asked for"
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdigit() and int(limit) > 0:
+        return int(limit), "OMP_NUM_THREADS"
+    return usable, "every core this process may use"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out, on the device or the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def no_room_for_one_row(tokens: int, plan: DevicePlan) -> MachineError:
+    """The end of halving: one row alone does not fit."""
+    return MachineError(
+        f"out of memory on {plan.device} with a single row of {tokens} tokens",
+        where="data.max_length",
+        fix=f"data.max_length={max(16, tokens // 2)}, a smaller model.path, or a device with more memory",
+    )

@@ -1,0 +1,120 @@
+"""The exported model: plain Hugging Face files in ``model/``, proved by a stranger's process to give the answers that were measured."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import finetune_cli
+from finetune_cli.batching import BatchPlan
+from finetune_cli.checkpoint import CONFIG_FILE, STATE_FILE, TASK_FILE, TENSORS_FILE, Knowledge, write_model
+from finetune_cli.data import Roles, Rows, texts
+from finetune_cli.device import DevicePlan
+from finetune_cli.engine.inference import Labelled, infer
+from finetune_cli.errors import SelfCheckFailed
+from finetune_cli.run import Run
+from finetune_cli.storage import MANIFEST
+from finetune_cli.tasks.base import Layout, Task
+
+TOLERANCE = 1e-4
+"""Largest difference of an fp32 logit, relative to its size where that is above 1."""
+STORED_ROWS = 16
+TRAINING_ONLY = {STATE_FILE, TENSORS_FILE, CONFIG_FILE, TASK_FILE, MANIFEST}
+"""Files of a checkpoint that the exported model leaves out."""
+
+
+def export(run: Run, checkpoint: Path, task: Task[Any], model: nn.Module, tokenizer: Any, knowledge: Knowledge, card: str) -> None:
+    """Write ``model/``: the best checkpoint's own files, or a folded copy where the task has scales to fold in."""
+    files: dict[str, Any] = {"README.md": card.encode()}
+    staging = Path(tempfile.mkdtemp(prefix=".tmp-model-", dir=run.path))
+    try:
+        folded = copy.deepcopy(model).cpu()
+        facts = task.fold(folded)
+        if facts is None:
+            files |= {p.name: p for p in checkpoint.iterdir() if p.is_file() and p.name not in TRAINING_ONLY}
+        else:
+            write_model(staging, folded, tokenizer)
+            files |= {p.name: p for p in staging.iterdir() if p.is_file()}
+        files[TASK_FILE] = replace(knowledge, facts=facts or knowledge.facts).to_json()
+        run.write_model(files)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadCheck:
+    """A running check: what we computed, and the process that must compute the same."""
+
+    process: subprocess.Popen[bytes]
+    ours: np.ndarray
+
+    @classmethod
+    def start(
+        cls,
+        run: Run,
+        task: Task[Any],
+        model: nn.Module,
+        data: Labelled,
+        rows: Rows,
+        roles: Roles,
+        *,
+        layout: Layout,
+        plan: BatchPlan,
+        device: DevicePlan,
+        max_length: int,
+        check: Callable[[], None],
+    ) -> ReloadCheck:
+        """Compute fp32 logits of a few stored rows, spread over the split, and start the stranger's process on the same rows."""
+        chosen = np.unique(np.linspace(0, len(data.examples) - 1, STORED_ROWS).astype(np.int64))
+        some = Labelled(data.examples.take(chosen), None)
+        exact = replace(device, precision="fp32")
+        ours = task.answers(infer(task, model, some, layout=layout, plan=plan, device=exact, check=check).outputs)
+        stored = rows.take(data.examples.row[chosen])
+        asked = {
+            "model": str(run.model_dir),
+            "auto_class": task.auto_class,
+            "texts": texts(stored, roles.text),
+            "pairs": texts(stored, roles.text_pair) if roles.text_pair else None,
+            "max_length": max_length,
+            "threads": torch.get_num_threads(),
+        }
+        program = Path(finetune_cli.__file__).with_name("reload_check.py")
+        process = subprocess.Popen(
+            [sys.executable, "-I", str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(asked).encode())
+        process.stdin.close()
+        return cls(process, ours)
+
+    def finish(self) -> str:
+        """Wait and compare. Raises SelfCheckFailed where the exported model does not load or answers differently."""
+        assert self.process.stdout is not None and self.process.stderr is not None
+        output, errors = self.process.stdout.read(), self.process.stderr.read()
+        code = self.process.wait()
+        fix = "keep the run: checkpoints/best holds what was measured; please report this as a bug of ftune"
+        if code:
+            last = errors.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {code}"]
+            raise SelfCheckFailed(f"the exported model does not load in plain transformers: {last[0]}", where="model/", fix=fix)
+        theirs = np.asarray(json.loads(output))
+        worst = float(np.max(np.abs(theirs - self.ours) / np.maximum(1.0, np.abs(self.ours))))
+        if not worst <= TOLERANCE:
+            raise SelfCheckFailed(f"the exported model answers differently: a logit is off by {worst:.2g}", where="model/", fix=fix)
+        return f"plain transformers gives the same logits on {len(theirs)} stored rows (largest difference {worst:.1g})"
+
+    def abort(self) -> None:
+        """Stop a check that nobody waits for any more."""
+        self.process.kill()
+        self.process.wait()

@@ -1,0 +1,171 @@
+"""The end of training: score the best checkpoint, export it, prove the export, write the report, judge what was expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from finetune_cli import checkpoint, console, randomness, report
+from finetune_cli.config import TrainConfig
+from finetune_cli.data import Rows, Splits, texts
+from finetune_cli.engine import environment, expectations, export, scoring
+from finetune_cli.engine.expectations import Expectation
+from finetune_cli.engine.export import ReloadCheck
+from finetune_cli.engine.inference import Labelled
+from finetune_cli.engine.loop import Trainer
+from finetune_cli.engine.scoring import Scored
+from finetune_cli.tasks.base import Score
+from finetune_cli.tasks.sections import Table
+
+BASELINE_ROWS = 20_000
+"""Most training rows whose texts are held in memory for the baselines."""
+
+
+def finish(
+    trainer: Trainer, config: TrainConfig, splits: Splits, table: Any, data: dict[str, Labelled], expected: list[Expectation]
+) -> float | None:
+    """Everything after the last step; returns the monitored score of the best checkpoint on validation."""
+    run, task = trainer.run, trainer.task
+    best = run.store.best() or run.store.last()
+    assert best is not None, "a finished run has a checkpoint"
+    if best.name != run.store.last().name:  # type: ignore[union-attr]
+        trainer.model = checkpoint.load_model(best, task).to(trainer.device.device)
+    names = [name for name in ("validation", "test") if name in data and name in splits.labelled]
+    scored: dict[str, Scored] = {name: _score(trainer, splits, data[name], name) for name in names}
+    scores: dict[str, Score] = {name: s.score for name, s in scored.items()}
+    run.write_metrics(scores)
+    judged = next((name for name in ("test", "validation") if name in scores), None)
+    card = _card(trainer, config, splits, scores)
+    export.export(run, best, task, trainer.model, trainer.saver.tokenizer, trainer.saver.knowledge, card)
+    shown = data.get(judged or "train") or data["train"]
+    check = ReloadCheck.start(
+        run, task, trainer.model, shown, splits.rows[judged or "train"], splits.roles,
+        layout=trainer.layout, plan=trainer.plan, device=trainer.device, max_length=trainer.saver.knowledge.max_length, check=trainer.check,
+    )
+    try:
+        free = _baselines(trainer, splits, data, judged) if judged else {}
+        _report(trainer, config, splits, table, scored, {judged: free} if judged else {})
+        console.say(check.finish())
+    except BaseException:
+        check.abort()
+        raise
+    _say_end(run.path, judged, scores, free)
+    if judged:
+        expectations.judge(expected, judged, scores[judged])
+    monitor = config.train.monitor or task.monitor
+    entry = scores.get("validation", {}).get(monitor)
+    return None if entry is None else entry["value"]
+
+
+def _score(trainer: Trainer, splits: Splits, data: Labelled, name: str) -> Scored:
+    """Score one split with the best weights and write ``eval/NAME``."""
+    rows = splits.rows[name]
+    with console.working(f"scoring {name}"):
+        scored = scoring.score(
+            trainer.task, trainer.model, data, rows, splits.roles, seed=trainer.config.seed,
+            layout=trainer.layout, plan=trainer.plan, device=trainer.device, check=trainer.check,
+        )
+        scoring.write(trainer.run.evaluation_dir(name, own=True), name, scored, trainer.task, rows, splits.roles)
+    return scored
+
+
+def _baselines(trainer: Trainer, splits: Splits, data: dict[str, Labelled], judged: str) -> dict[str, dict[str, float]]:
+    """What majority and TF-IDF reach on the judged split."""
+    with console.working("scoring the baselines"):
+        train = _texts_and_targets(splits.rows["train"], splits, data["train"], trainer.config.seed)
+        test = _texts_and_targets(splits.rows[judged], splits, data[judged], trainer.config.seed, most=None)
+        return trainer.task.baselines(train, test)
+
+
+def _texts_and_targets(
+    rows: Rows, splits: Splits, data: Labelled, seed: int, *, most: int | None = BASELINE_ROWS
+) -> tuple[list[str], np.ndarray]:
+    assert data.targets is not None
+    if most is not None and len(rows) > most:
+        chosen = np.sort(randomness.generator(seed, "baselines").permutation(len(rows))[:most])
+    else:
+        chosen = np.arange(len(rows))
+    some = rows.take(chosen)
+    first = texts(some, splits.roles.text)
+    if splits.roles.text_pair:
+        first = [f"{a} {b}" for a, b in zip(first, texts(some, splits.roles.text_pair), strict=True)]
+    return first, data.targets[chosen]
+
+
+def _card(trainer: Trainer, config: TrainConfig, splits: Splits, scores: dict[str, Score]) -> str:
+    manifest = trainer.run.manifest()
+    return report.model_card(
+        name=trainer.run.path.name,
+        task=trainer.task.name,
+        pipeline=trainer.task.pipeline,
+        auto_class=trainer.task.auto_class,
+        base=manifest["model"]["told"],
+        facts=trainer.task.told_facts(),
+        rows=manifest["rows"],
+        files=manifest["files"],
+        scores=scores,
+        hyperparameters={
+            "learning rate": f"{config.optimizer.lr:g}",
+            "batch size": str(config.train.batch_size),
+            "steps": str(trainer.state.step),
+            "optimizer": config.optimizer.name.value,
+            "schedule": config.optimizer.schedule.value,
+            "precision": trainer.device.precision,
+            "seed": str(config.train.seed),
+            "longest input": f"{trainer.saver.knowledge.max_length} tokens",
+        },
+        versions=environment.versions(),
+    )
+
+
+def _report(
+    trainer: Trainer,
+    config: TrainConfig,
+    splits: Splits,
+    table: Any,
+    scored: dict[str, Scored],
+    baselines: dict[str, dict[str, dict[str, float]]],
+) -> None:
+    run = trainer.run
+    manifest = run.manifest()
+    told = {**manifest["versions"], **{k: str(v) for k, v in manifest["hardware"].items()}}
+    shown = next((scored[name] for name in ("test", "validation") if name in scored), None)
+    monitor = config.train.monitor or trainer.task.monitor
+    summary = [
+        ("run", run.path.name),
+        ("task", trainer.task.name),
+        ("model", manifest["model"]["told"]),
+        *trainer.task.told_facts(),
+        ("best checkpoint", f"step {trainer.state.best_step} of {trainer.timetable.total}, by validation {monitor}" if trainer.validation else "the last"),
+        ("device", f"{trainer.device.device}, {trainer.device.precision} ({trainer.device.reasons['precision']})"),
+    ]
+    with console.working("writing the report"):
+        report.write(
+            run.report_dir,
+            report.Report(
+                title=run.path.name,
+                run=str(run.path),
+                summary=summary,
+                scores={name: s.score for name, s in scored.items()},
+                baselines=baselines,
+                history=run.history(),
+                timing=run.timing(),
+                sections=shown.sections if shown else [],
+                data_table=Table("Data", table.headers, table.cells),
+                monitor=monitor,
+                notes=table.warnings,
+                config_yaml=run.config_path.read_text(encoding="utf-8"),
+                environment=told,
+            ),
+        )
+
+
+def _say_end(path: Any, judged: str | None, scores: dict[str, Score], free: dict[str, dict[str, float]]) -> None:
+    """The last screen: scores beside the baselines, and what to run next."""
+    if judged:
+        headers, rows = scoring.table_rows(scores[judged], free)
+        console.table(judged, headers, rows)
+    console.say(f"report: {path}/report/index.html")
+    console.say(f"next: ftune eval {path} data.test=FILE")
+    console.say(f"      ftune predict {path} input=FILE")

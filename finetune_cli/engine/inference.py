@@ -1,0 +1,110 @@
+"""The inference loop: the only one. Evaluation while training, ``eval`` and ``predict`` all come through here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune_cli import console
+from finetune_cli.batching import BatchPlan, inference_batches, padded
+from finetune_cli.device import DevicePlan, no_room_for_one_row, out_of_memory
+from finetune_cli.encoded import Examples
+from finetune_cli.tasks.base import Layout, Outputs, Task
+
+FLUSH = 32
+"""Batches whose outputs stay on the device before they are copied back together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Examples of a split and, where it is labelled, their targets."""
+
+    examples: Examples
+    targets: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """Outputs in the order of the examples, and the mean loss where there were targets."""
+
+    outputs: Outputs
+    loss: float | None
+
+
+@torch.inference_mode()
+def infer(
+    task: Task[Any], model: nn.Module, data: Labelled, *, layout: Layout, plan: BatchPlan, device: DevicePlan, check: Callable[[], None]
+) -> Inferred:
+    """Run every example once, longest first, and put the outputs back in order. ``check`` is called between batches and may raise."""
+    was_training = model.training
+    model.eval()
+    lengths = data.examples.lengths()
+    collector = _Collector(len(lengths))
+    queue = inference_batches(lengths, tokens=plan.inference_tokens)[::-1]
+    try:
+        while queue:
+            check()
+            indices = queue.pop()
+            try:
+                collector.add(indices, *_batch(task, model, data, indices, layout, device))
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                if len(indices) == 1:
+                    raise no_room_for_one_row(int(lengths[indices[0]]), device) from error
+                console.warn(f"out of memory with {len(indices)} rows of {padded(int(lengths[indices[0]]))} tokens: trying half as many")
+                queue += [indices[len(indices) // 2 :], indices[: len(indices) // 2]]
+        return collector.result()
+    finally:
+        model.train(was_training)
+
+
+def _batch(
+    task: Task[Any], model: nn.Module, data: Labelled, indices: np.ndarray, layout: Layout, device: DevicePlan
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+    """(outputs, loss sums, loss weights) of one batch."""
+    examples = data.examples.take(indices)
+    targets = None if data.targets is None else data.targets[examples.row]
+    batch = task.collate(examples.columns, targets, layout, key=0).to(device.device)
+    with device.autocast():
+        outputs, sums = task.infer(model, batch)
+    return outputs, sums, batch.weights
+
+
+class _Collector:
+    """Outputs of batches in any order, kept on the device for a while and then put in place on the host."""
+
+    def __init__(self, examples: int) -> None:
+        self.examples = examples
+        self.outputs: Outputs = {}
+        self.waiting: list[tuple[np.ndarray, dict[str, Tensor], dict[str, Tensor]]] = []
+        self.sums: dict[str, float] = {}
+        self.weights: dict[str, float] = {}
+
+    def add(self, indices: np.ndarray, outputs: dict[str, Tensor], sums: dict[str, Tensor], weights: dict[str, float]) -> None:
+        self.waiting.append((indices, outputs, sums))
+        for name, weight in weights.items():
+            self.weights[name] = self.weights.get(name, 0.0) + weight
+        if len(self.waiting) >= FLUSH:
+            self.flush()
+
+    def flush(self) -> None:
+        for indices, outputs, sums in self.waiting:
+            for name, tensor in outputs.items():
+                array = tensor.cpu().numpy()
+                if name not in self.outputs:
+                    self.outputs[name] = np.empty((self.examples, *array.shape[1:]), array.dtype)
+                self.outputs[name][indices] = array
+            for name, value in sums.items():
+                self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.waiting.clear()
+
+    def result(self) -> Inferred:
+        self.flush()
+        loss = sum(self.sums[name] / self.weights[name] for name in self.sums) if self.sums else None
+        return Inferred(self.outputs, loss)

@@ -1,0 +1,326 @@
+"""The training loop: the only one. ``fit`` says in plain sight when it logs, scores, saves and stops; ``Trainer.step`` is one update.
+
+A run is a function of its config, data and plan: order and dropout are keyed by the step, the learning rate is computed from it, and
+what remains (moments, running sums, best score, patience) is the checkpoint's state. So a run killed anywhere and resumed is the same run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from finetune_cli import console, randomness
+from finetune_cli.batching import BatchPlan, epoch_order, micro_batches
+from finetune_cli.checkpoint import Saver
+from finetune_cli.config.schema import OptimizerConfig, TrainSection
+from finetune_cli.device import DevicePlan, no_room_for_one_row, out_of_memory
+from finetune_cli.engine.inference import Labelled, infer
+from finetune_cli.engine.objective import plain
+from finetune_cli.engine.optimizer import Updater, learning_rate
+from finetune_cli.errors import Diverged, Stopped
+from finetune_cli.metrics import DIRECTIONS
+from finetune_cli.run import Run
+from finetune_cli.tasks.base import Evaluation, Layout, Task
+
+
+@dataclass(slots=True)
+class State:
+    """Everything a resume needs besides weights and moments. ``closed``: the step's scoring and record are done."""
+
+    step: int = 0
+    closed: bool = True
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    best: float | None = None
+    best_step: int = 0
+    misses: int = 0
+    finished: bool = False
+    metrics_bytes: int = 0
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    def saved(self) -> dict[str, Any]:
+        """Plain values for the checkpoint."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timetable:
+    """How many steps there are and which of them log, score and save."""
+
+    total: int
+    per_epoch: int
+    log: int
+    score: int
+    save: int
+
+    @classmethod
+    def of(cls, config: TrainSection, rows: int) -> Timetable:
+        """From the config and the number of training examples."""
+        per_epoch = math.ceil(rows / config.batch_size)
+        total = config.steps or max(1, math.ceil(config.epochs * per_epoch))
+
+        def every(value: Any) -> int:
+            return per_epoch if value == "epoch" else int(value)
+
+        return cls(
+            total=total, per_epoch=per_epoch, log=every(config.log_every), score=every(config.eval_every), save=every(config.save_every)
+        )
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether something that happens every so many steps happens after ``step``; always after the last."""
+        return step % every == 0 or step == self.total
+
+
+@dataclass(slots=True, kw_only=True)
+class Trainer:
+    """The pieces of one run, built in one visible place (``commands/train.py``) and passed on."""
+
+    task: Task[Any]
+    model: nn.Module
+    train: Labelled
+    validation: Labelled | None
+    config: TrainSection
+    optimizer: OptimizerConfig
+    timetable: Timetable
+    plan: BatchPlan
+    device: DevicePlan
+    layout: Layout
+    run: Run
+    saver: Saver
+    check: Callable[[], None]
+    state: State = field(default_factory=State)
+    updater: Updater = field(init=False)
+    lengths: np.ndarray = field(init=False)
+    _epoch: tuple[int, list[np.ndarray]] = field(init=False, default=(-1, []))
+    _loss: torch.Tensor = field(init=False)
+    _saved: tuple[int, bool] = field(init=False, default=(-1, True))
+
+    def __post_init__(self) -> None:
+        self.updater = Updater(
+            self.model, self.optimizer, clip=self.config.clip, device=self.device.device, scaler=self.device.scaler()
+        )
+        self.lengths = self.train.examples.lengths()
+        self._loss = torch.zeros((), device=self.device.device)
+
+    # -- one update ----------------------------------------------------------------------------
+    def rows_of(self, step: int) -> np.ndarray:
+        """Indices of the examples of update ``step`` (from 0)."""
+        epoch, place = divmod(step, self.timetable.per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, epoch_order(self.lengths, plan=self.plan, seed=self.config.seed, epoch=epoch))
+        return self._epoch[1][place]
+
+    def step(self) -> None:
+        """One update over ``train.batch_size`` rows, in as many micro-batches as the plan says; memory that runs out halves them."""
+        rows = self.rows_of(self.state.step)
+        while True:
+            try:
+                loss = self._gradients(rows)
+                break
+            except Exception as error:
+                self.updater.drop_gradients()
+                if not out_of_memory(error):
+                    raise
+                longest = int(self.lengths[rows].max())
+                if len(micro_batches(rows, self.lengths, plan=self.plan)) == len(rows) or self.plan.whole:
+                    raise no_room_for_one_row(longest, self.device) from error
+                self.plan = self.plan.halved()
+                console.warn(
+                    f"out of memory at step {self.state.step + 1}: {self.plan.micro_tokens} tokens at a time from here on; "
+                    f"the batch stays {self.plan.batch_size} rows and the mathematics the same"
+                )
+        lr = learning_rate(self.optimizer, self.state.step, self.timetable.total)
+        self.updater.update(lr, step=self.state.step + 1, loss=loss)
+        self._loss += loss
+        self.state.step += 1
+        self.state.loss_steps += 1
+        self.state.closed = False
+
+    def _gradients(self, rows: np.ndarray) -> torch.Tensor:
+        """Sum the gradients of one batch; returns its loss, on the device."""
+        self.model.train()
+        batches = [self._batch(part) for part in micro_batches(rows, self.lengths, plan=self.plan)]
+        weights: dict[str, float] = {}
+        for batch in batches:
+            for name, weight in batch.weights.items():
+                weights[name] = weights.get(name, 0.0) + weight
+        objective = plain(self.task, self.device)
+        total = torch.zeros((), device=self.device.device)
+        for number, batch in enumerate(batches):
+            self.check()
+            torch.manual_seed(randomness.key(self.config.seed, "dropout", self.state.step, number))
+            for turn, sums in enumerate(objective(self.model, batch.to(self.device.device))):
+                loss = torch.stack([value / weights[name] for name, value in sums.items()]).sum()
+                scaler = self.updater.scaler
+                (loss if scaler is None else scaler.scale(loss)).backward()
+                if turn == 0:
+                    total += loss.detach()
+        return total
+
+    def _batch(self, part: np.ndarray) -> Any:
+        examples = self.train.examples.take(part)
+        assert self.train.targets is not None, "training rows are labelled"
+        key = randomness.key(self.config.seed, "collate", self.state.step, int(part[0]))
+        return self.task.collate(examples.columns, self.train.targets[examples.row], self.layout, key=key)
+
+    # -- scoring and saving --------------------------------------------------------------------
+    def scores(self, data: Labelled) -> dict[str, float]:
+        """Loss and the task's metrics on a labelled split."""
+        inferred = infer(self.task, self.model, data, layout=self.layout, plan=self.plan, device=self.device, check=self.check)
+        assert data.targets is not None and inferred.loss is not None
+        evaluation = Evaluation(inferred.outputs, data.targets, self.config.seed)
+        return {"loss": inferred.loss, **self.task.metrics(evaluation)}
+
+    def is_best(self, scores: dict[str, float]) -> bool:
+        """Note a scoring: whether it is the best so far. NaN never is, and counts as no improvement."""
+        name = self.config.monitor or self.task.monitor
+        value = scores[name]
+        sign = 1.0 if DIRECTIONS[name] == "max" else -1.0
+        if not math.isfinite(value):
+            console.warn(f"validation {name} is not finite at step {self.state.step}: it counts as no improvement")
+        better = math.isfinite(value) and (self.state.best is None or sign * value > sign * self.state.best)
+        if better:
+            self.state.best, self.state.best_step, self.state.misses = value, self.state.step, 0
+        else:
+            self.state.misses += 1
+        return better
+
+    def save(self, *, best: bool) -> None:
+        """Commit weights and state as of now."""
+        self.updater.raise_if_bad()
+        self.state.loss_sum = float(self._loss)
+        self.state.metrics_bytes = self.run.metrics_bytes()
+        self.state.plan = self.plan.saved()
+        self.saver.save(self.state.step, self.model, {**self.state.saved(), "optimizer": self.updater.state()}, best=best)
+        self._saved = (self.state.step, self.state.closed)
+
+    def save_where_stopped(self) -> None:
+        """Commit the state between two updates, unless that very state is on disk already (perhaps as the best)."""
+        if self._saved != (self.state.step, self.state.closed):
+            self.save(best=self.validation is None)
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state; the model's weights are loaded already."""
+        self.updater.load(saved["optimizer"])
+        for name in State.__slots__:
+            setattr(self.state, name, saved[name])
+        self.plan = BatchPlan(**self.state.plan)
+        self._loss.fill_(self.state.loss_sum)
+        self.run.cut_metrics(self.state.metrics_bytes)
+        self._saved = (self.state.step, self.state.closed)
+
+
+def fit(trainer: Trainer) -> None:
+    """Train to the end of the timetable, or until patience runs out. A signal saves and raises Stopped."""
+    t, state = trainer.timetable, trainer.state
+    clock = _Clock(trainer)
+    with console.Progress(t.total, start=state.step) as progress:
+        try:
+            if not state.closed:
+                close_step(trainer, clock, progress)
+            while state.step < t.total and not state.finished:
+                trainer.step()
+                clock.count(trainer.rows_of(state.step - 1), trainer.lengths)
+                progress.update(state.step)
+                close_step(trainer, clock, progress)
+        except Stopped:
+            trainer.updater.drop_gradients()
+            trainer.save_where_stopped()
+            console.warn(f"saved step {state.step}; go on with resume={trainer.run.path}")
+            raise
+        except Diverged:
+            trainer.updater.drop_gradients()
+            raise
+
+
+def close_step(trainer: Trainer, clock: _Clock, progress: console.Progress) -> None:
+    """What happens after an update: log, score, record, save, stop early. Done again as a whole where a resume finds it undone."""
+    t, state = trainer.timetable, trainer.state
+    record: dict[str, float] = {}
+    best = trainer.validation is None
+    log, score = t.due(state.step, t.log), t.due(state.step, t.score) and trainer.validation is not None
+    scores: dict[str, float] = {}
+    if score:
+        assert trainer.validation is not None
+        trainer.updater.raise_if_bad()
+        progress.phase("scoring validation rows")
+        scores = trainer.scores(trainer.validation)
+        best = trainer.is_best(scores)
+    if log:
+        trainer.updater.raise_if_bad()
+        record["train/loss"] = float(trainer._loss) / state.loss_steps
+        record["train/lr"] = learning_rate(trainer.optimizer, state.step - 1, t.total)
+        clock.show(progress, record)
+        trainer._loss.zero_()
+        state.loss_steps = 0
+    record |= {f"validation/{name}": value for name, value in scores.items()}
+    if record:
+        trainer.run.record(state.step, {"epoch": round(state.step / t.per_epoch, 6), **record})
+        clock.record()
+    patience = trainer.config.patience
+    if score and patience is not None and state.misses >= patience:
+        state.finished = True
+        console.say(f"stopped at step {state.step}: {patience} scorings without a better {trainer.config.monitor or trainer.task.monitor}")
+    state.finished = state.finished or state.step == t.total
+    state.closed = True
+    if t.due(state.step, t.save) or (score and best) or state.finished:
+        progress.phase("saving")
+        trainer.save(best=best)
+    if log:
+        trainer.run.set_status("running", step=state.step)
+    progress.phase("")
+    clock.go_on()
+
+
+class _Clock:
+    """Throughput of the updates alone (scoring and saving are left out), kept apart from everything deterministic."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.rows = self.tokens = 0
+        self.busy = 0.0
+        self.started = self.last = time.perf_counter()
+
+    def count(self, rows: np.ndarray, lengths: np.ndarray) -> None:
+        now = time.perf_counter()
+        self.busy += now - self.last
+        self.last = now
+        self.rows += len(rows)
+        self.tokens += int(lengths[rows].sum())
+
+    def rates(self) -> dict[str, float]:
+        busy = max(self.busy, 1e-9)
+        return {
+            "train/samples_per_second": round(self.rows / busy, 2),
+            "train/tokens_per_second": round(self.tokens / busy, 1),
+            "memory_mb": round(self.trainer.device.memory_mb(), 1),
+        }
+
+    def show(self, progress: console.Progress, record: dict[str, float]) -> None:
+        rates, step = self.rates(), self.trainer.state.step
+        progress.update(
+            step,
+            step / self.trainer.timetable.per_epoch,
+            record["train/loss"],
+            record["train/lr"],
+            rates["train/samples_per_second"],
+            rates["train/tokens_per_second"],
+            rates["memory_mb"],
+        )
+
+    def record(self) -> None:
+        seconds = round(time.perf_counter() - self.started, 3)
+        self.trainer.run.record_time(self.trainer.state.step, {"seconds": seconds, **self.rates()})
+        self.rows = self.tokens = 0
+        self.busy = 0.0
+
+    def go_on(self) -> None:
+        """Scoring and saving are over."""
+        self.last = time.perf_counter()

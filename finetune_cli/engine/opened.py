@@ -1,0 +1,112 @@
+"""A model to be used, not trained: found, verified, loaded with the task, columns, length and plan that training saved beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from finetune_cli import checkpoint, console, device, models, tasks
+from finetune_cli.batching import BatchPlan, Padded
+from finetune_cli.checkpoint import Knowledge
+from finetune_cli.config import DataConfig, DeviceConfig, ModelConfig, Order, TaskConfig
+from finetune_cli.device import DevicePlan
+from finetune_cli.engine.preparation import Encoder, longest_input
+from finetune_cli.errors import UserError
+from finetune_cli.run import Found, find
+from finetune_cli.tasks.base import Task
+
+INFERENCE_TOKENS = 4096
+SEED = 42
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A loaded model with everything needed to run it on rows."""
+
+    found: Found
+    task: Task[Any]
+    model: nn.Module
+    data: DataConfig
+    encoder: Encoder
+    layout: Padded
+    plan: BatchPlan
+    device: DevicePlan
+    seed: int
+
+
+def open_model(ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, where: DeviceConfig, offline: bool) -> Opened:
+    """Find and load ``ckpt``. Raises UserError where it is no usable model."""
+    if isinstance(ckpt, (list, tuple)):
+        raise UserError("several checkpoints at once are not supported yet", where="ckpt", fix="name one checkpoint, or sweep: -m ckpt=A,B")
+    found = find(str(ckpt), root=root)
+    source = models.Source(str(found.weights), None, f"{found.kind} {found.weights}", hub=found.kind == "hub")
+    known = None if source.hub else Knowledge.read(found.weights)
+    if known is not None and known.task != task.name:
+        raise UserError(f"the checkpoint was trained for {known.task}", where=f"task={task.name}", fix=f"leave task out, or task={known.task}")
+    config = ModelConfig(path=source.name)
+    model_config = models.load_config(source, config, offline=offline)
+    kind = tasks.get(task.name)
+    opened_task = kind(task, known.facts if known else kind.facts_of(model_config))
+    plan = device.find(where, known.plan["device"] if known else None)
+    plan.apply()
+    tokenizer = models.load_tokenizer(source, config, offline=offline)
+    with console.working("loading the model"):
+        if source.hub:
+            model, new = models.load(source, config, opened_task, model_config, seed=SEED, offline=offline)
+            if new:
+                raise UserError(f"the hub model has no trained head ({new[0]} is missing)", where="ckpt", fix="fine-tune it first: ftune train model.path=NAME")
+        else:
+            model = checkpoint.load_model(found.weights, opened_task)
+    limit = models.length_limit(model_config, tokenizer)
+    if data.max_length is None and known is not None:
+        data = replace(data, max_length=known.max_length)
+    length = longest_input(data, limit)
+    batches = BatchPlan(**known.plan["batches"]) if known else _plan()
+    told = found.run or (found.weights if not source.hub else source.name)
+    console.say(f"model: {told}" + (f" ({found.checkpoint})" if found.checkpoint else "") + f" on {plan.device}, {plan.precision} ({plan.reasons['precision']})")
+    return Opened(
+        found=found,
+        task=opened_task,
+        model=model.to(plan.device),
+        data=_with_columns(data, known),
+        encoder=Encoder(opened_task, tokenizer, length, data),
+        layout=Padded({"input_ids": tokenizer.pad_token_id or 0}, length),
+        plan=batches,
+        device=plan,
+        seed=known.seed if known else SEED,
+    )
+
+
+def _plan() -> BatchPlan:
+    return BatchPlan(
+        batch_size=1, micro_tokens=INFERENCE_TOKENS, inference_tokens=INFERENCE_TOKENS, order=Order.buckets.value, whole=False, reasons={}
+    )
+
+
+def _with_columns(data: DataConfig, known: Knowledge | None) -> DataConfig:
+    """The columns of training, where the user names none."""
+    if known is None:
+        return data
+    labels = known.columns["labels"]
+    filled: dict[str, Any] = {}
+    if data.text is None:
+        filled["text"] = known.columns["text"]
+        if data.text_pair is None:
+            filled["text_pair"] = known.columns["text_pair"]
+    if data.label is None and labels:
+        filled["label"] = labels[0] if len(labels) == 1 else labels
+    return replace(data, **filled)
+
+
+def evaluation_name(opened: Opened, stem: str) -> str:
+    """Name of a new evaluation: the file's stem, and the checkpoint where it is not the best."""
+    checkpoint_name = opened.found.checkpoint if opened.found.kind == "checkpoint" else None
+    return f"{stem}-{checkpoint_name}" if checkpoint_name else stem
+
+
+def file_stem(files: tuple[str, ...]) -> str:
+    """Stem of the first file of a split."""
+    return Path(files[0]).name.partition(".")[0] if files else "rows"

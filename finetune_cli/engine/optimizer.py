@@ -1,0 +1,173 @@
+"""Parameter groups, optimizers, learning-rate schedules, and the update itself with clipping and its guard against non-finite gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune_cli.config.schema import OptimizerConfig, OptimizerName, Schedule
+from finetune_cli.errors import Diverged, UserError
+
+FUSED = (OptimizerName.adamw, OptimizerName.adam, OptimizerName.sgd, OptimizerName.adagrad)
+"""torch fuses these: clipping and the withheld update happen inside one pass over the weights."""
+MAX_SKIPS = 20
+"""fp16 steps that may be skipped in a row before the run counts as diverged."""
+
+
+def warmup_steps(config: OptimizerConfig, total: int) -> int:
+    """Steps of linear warmup: a count from 1 on, a fraction below."""
+    steps = int(config.warmup) if config.warmup >= 1 else math.ceil(config.warmup * total)
+    if steps > total:
+        raise UserError(
+            f"{steps} steps of warmup are more than the {total} steps of the run", where="optimizer.warmup", fix=f"at most {total}, or a fraction below 1"
+        )
+    return steps
+
+
+def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
+    """Learning rate of update ``step`` (from 0) of ``total``: a pure function, so there is no schedule state to save."""
+    warmup = warmup_steps(config, total)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == Schedule.constant:
+        return config.lr
+    if config.schedule == Schedule.inverse_sqrt:
+        return config.lr * math.sqrt(max(1, warmup) / max(1, warmup, step + 1))
+    done = (step - warmup) / max(1, total - warmup)
+    shape = {
+        Schedule.linear: 1 - done,
+        Schedule.cosine: 0.5 * (1 + math.cos(math.pi * done)),
+        Schedule.polynomial: float((1 - done) ** config.power),
+    }[config.schedule]
+    return config.min_lr + (config.lr - config.min_lr) * max(0.0, shape)
+
+
+def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices decay, norms and biases (one dimension) do not."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trainable if p.ndim > 1]
+    rest = [p for p in trainable if p.ndim <= 1]
+    return [g for g in ({"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}) if g["params"]]
+
+
+def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer over both groups; its learning rate is set before every update."""
+    params, lr = groups(model, config.weight_decay), config.lr
+    betas = (config.betas[0], config.betas[1]) if len(config.betas) == 2 else None
+    if betas is None or not all(0 <= b < 1 for b in betas):
+        raise UserError(f"betas are {config.betas}", where="optimizer.betas", fix="two numbers from 0 to below 1, such as [0.9,0.999]")
+    if config.nesterov and not config.momentum:
+        raise UserError("Nesterov momentum needs a momentum", where="optimizer.nesterov", fix="optimizer.momentum=0.9")
+    match config.name:
+        case OptimizerName.adamw:
+            return torch.optim.AdamW(params, lr=lr, betas=betas, eps=config.eps, fused=True)
+        case OptimizerName.adam:
+            return torch.optim.Adam(params, lr=lr, betas=betas, eps=config.eps, fused=True)
+        case OptimizerName.sgd:
+            return torch.optim.SGD(params, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        case OptimizerName.adagrad:
+            return torch.optim.Adagrad(params, lr=lr, eps=config.eps, fused=True)
+        case OptimizerName.nadam:
+            return torch.optim.NAdam(params, lr=lr, betas=betas, eps=config.eps, decoupled_weight_decay=True)
+        case OptimizerName.radam:
+            return torch.optim.RAdam(params, lr=lr, betas=betas, eps=config.eps, decoupled_weight_decay=True)
+        case OptimizerName.rmsprop:
+            return torch.optim.RMSprop(params, lr=lr, eps=config.eps, momentum=config.momentum)
+        case OptimizerName.adafactor:
+            return torch.optim.Adafactor(params, lr=lr)
+
+
+class Updater:
+    """One update: gradient norm, clipping, step. An update whose gradients or loss are not finite never touches the weights.
+
+    On a CPU, with fp16 or with an unfused optimizer the host looks at the norm before every step. Fused optimizers on CUDA withhold
+    the update on the device instead, and every later one too, and the host learns of it when it next calls ``raise_if_bad``.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, *, clip: float, device: torch.device, scaler: torch.amp.GradScaler | None) -> None:
+        self.optimizer = build(model, config)
+        self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+        self.clip = clip
+        self.scaler = scaler
+        self.fused = config.name in FUSED and scaler is None
+        self.host_looks = device.type == "cpu" or not self.fused
+        self.first_bad = torch.full((), math.inf, device=device)
+        self.skips = 0
+
+    def update(self, lr: float, *, step: int, loss: Tensor) -> Tensor:
+        """Apply the gradients and drop them; returns their norm before clipping, on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
+        if self.scaler is not None:
+            self._scaled_step(norm, gradients, step)
+        else:
+            self.first_bad = torch.minimum(self.first_bad, torch.where(bad, float(step), math.inf))
+            if self.host_looks:
+                self.raise_if_bad()
+            self._step(norm, gradients)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _step(self, norm: Tensor, gradients: list[Tensor]) -> None:
+        if not self.fused:
+            if self.clip:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+            self.optimizer.step()
+            return
+        # the fused kernels divide gradients by grad_scale and leave everything alone where found_inf is set
+        if self.clip:
+            self.optimizer.grad_scale = torch.clamp((norm.float() + 1e-6) / self.clip, min=1.0)  # type: ignore[attr-defined]
+        if not self.host_looks:
+            self.optimizer.found_inf = torch.isfinite(self.first_bad).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+
+    def _scaled_step(self, norm: Tensor, gradients: list[Tensor], step: int) -> None:
+        assert self.scaler is not None
+        self.skips = self.skips + 1 if not bool(torch.isfinite(norm)) else 0
+        if self.skips > MAX_SKIPS:
+            self.first_bad = torch.full_like(self.first_bad, float(step))
+            self.raise_if_bad()
+        if self.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def drop_gradients(self) -> None:
+        """Forget a step that was begun; nothing of it has touched the weights."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def raise_if_bad(self) -> None:
+        """Read the guard back from the device and raise Diverged with the first bad step."""
+        first = float(self.first_bad)
+        if math.isfinite(first):
+            raise Diverged(
+                f"loss or gradients are not finite at step {int(first)}; the update was withheld",
+                where=f"step {int(first)}",
+                fix="a smaller optimizer.lr, a longer optimizer.warmup, or device.precision=fp32; then resume from the last checkpoint",
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Moments and counters, in the order of the parameters."""
+        state = self.optimizer.state
+        moments = [dict(state[p]) if p in state else {} for p in self.parameters]
+        return {"moments": moments, "scaler": self.scaler.state_dict() if self.scaler else {}, "skips": self.skips}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Put a saved state back."""
+        for parameter, moments in zip(self.parameters, saved["moments"], strict=True):
+            if moments:
+                self.optimizer.state[parameter] = {
+                    name: value.to(parameter.device if name != "step" or self.fused else "cpu") if isinstance(value, Tensor) else value
+                    for name, value in moments.items()
+                }
+        if self.scaler is not None and saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
+        self.skips = saved["skips"]

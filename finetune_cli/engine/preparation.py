@@ -1,0 +1,105 @@
+"""From a config to encoded, checked splits: read, learn facts, tokenise once, count what is wrong. Everything before the model is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from finetune_cli import console, encoded, models
+from finetune_cli.config.schema import DataConfig
+from finetune_cli.data import Roles, Rows, Splits, texts
+from finetune_cli.encoded import Examples
+from finetune_cli.engine.inference import Labelled
+from finetune_cli.errors import UserError
+from finetune_cli.tasks.base import Task
+
+CHUNK = 8192
+"""Rows tokenised at a time: enough for every core, little enough to be forgotten."""
+JUDGED = ("train", "validation", "test")
+LENIENT = ("max_truncated", "max_leaked", "max_conflicts", "max_empty", "max_unknown")
+"""Options that judge rows but do not change them: no part of the cache key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """How a task turns rows of one run into examples."""
+
+    task: Task[Any]
+    tokenizer: Any
+    max_length: int
+    data: DataConfig
+
+    def split(self, rows: Rows, roles: Roles, sources: dict[str, str]) -> Examples:
+        """The examples of a split, from the cache where it was encoded before."""
+        return encoded.encode_once(lambda: self.chunks(rows, roles), self._key(rows, roles, sources))
+
+    def chunks(self, rows: Rows, roles: Roles) -> Iterator[Examples]:
+        """Encode chunk after chunk."""
+        start = 0
+        for chunk in rows.chunks(CHUNK):
+            yield self.task.encode(chunk, roles, self.tokenizer, max_length=self.max_length, first_row=start)
+            start += len(chunk)
+
+    def _key(self, rows: Rows, roles: Roles, sources: dict[str, str]) -> str:
+        places = hashlib.blake2b(np.ascontiguousarray(rows.file_of).tobytes(), digest_size=16)
+        places.update(np.ascontiguousarray(rows.row_of).tobytes())
+        options = {k: v.value if isinstance(v, Enum) else v for k, v in asdict(self.data).items() if k not in LENIENT}
+        return encoded.key(
+            files=sorted(sources.values()),
+            rows=places.hexdigest(),
+            roles=[roles.text, roles.text_pair],
+            tokenizer=models.tokenizer_digest(self.tokenizer),
+            max_length=self.max_length,
+            task=self.task.name,
+            options=options,
+        )
+
+
+def longest_input(config: DataConfig, limit: int) -> int:
+    """``data.max_length``, or the model's own limit."""
+    if config.max_length is None:
+        return limit
+    if config.max_length > limit:
+        raise UserError(
+            f"the model reads at most {limit} tokens", where=f"data.max_length={config.max_length}", fix=f"data.max_length={limit} or less"
+        )
+    return config.max_length
+
+
+def with_roles(config: DataConfig, roles: Roles) -> DataConfig:
+    """The data options with the columns that were found written in, so that a saved config infers nothing again."""
+    return replace(config, text=roles.text, text_pair=roles.text_pair, label=_one_or_many(roles.labels))
+
+
+def _one_or_many(labels: tuple[str, ...]) -> Any:
+    return None if not labels else labels[0] if len(labels) == 1 else list(labels)
+
+
+def labelled(task: Task[Any], data: DataConfig, splits: Splits, examples: dict[str, Examples]) -> dict[str, Labelled]:
+    """Examples with their targets, for the splits that carry labels."""
+    return {
+        name: Labelled(examples[name], task.read_targets(data, splits.rows[name], splits.roles) if name in splits.labelled else None)
+        for name in examples
+    }
+
+
+def training_texts(rows: Rows, roles: Roles) -> Iterator[str]:
+    """Every text of the split, a chunk in memory at a time."""
+    for chunk in rows.chunks(CHUNK):
+        yield from texts(chunk, roles.text)
+        if roles.text_pair:
+            yield from texts(chunk, roles.text_pair)
+
+
+def warn_if_cut(name: str, examples: Examples, rows: int, max_length: int) -> None:
+    """Say how much of a split was cut, where anything was."""
+    counts = examples.counts
+    if counts.cut_rows:
+        console.warn(
+            f"{name}: {counts.cut_rows} of {rows} rows are cut at {max_length} tokens ({counts.lost} tokens lost; the longest has {counts.longest})"
+        )

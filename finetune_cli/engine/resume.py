@@ -1,0 +1,95 @@
+"""Whether a run may be gone on with: the same experiment on the same rows, unless the user allows a difference by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from finetune_cli import console
+from finetune_cli.config.schema import TrainConfig, leaves
+from finetune_cli.errors import UserError
+from finetune_cli.run import Run
+
+HARMLESS = ("run.", "device.", "resume", "expect", "offline", "train.log_every", "train.save_every", "train.keep")
+"""Keys (or their beginnings) whose change leaves the run what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The run to go on with, and the checkpoint to start from; None: it was stopped before its first."""
+
+    run: Run
+    checkpoint: Path | None
+    finished: bool
+
+
+def wanted(config: TrainConfig) -> str | None:
+    """The run or checkpoint to go on with; None for a new run."""
+    if config.resume is None:
+        return None
+    if config.resume != "auto":
+        return config.resume
+    if config.run.dir is None:
+        raise UserError("resume=auto needs to know the run directory", where="resume", fix="set run.dir=DIRECTORY")
+    return config.run.dir if Run.exists(config.run.dir) else None
+
+
+def open_run(path: str, *, keep: int) -> Resumed:
+    """Open and lock the run; find its newest good checkpoint, or take the one that was named.
+
+    Damaged checkpoints are named in a warning; where all are damaged that is a UserError, never a silent start from zero.
+    """
+    given = Path(path).expanduser()
+    inside = given.parent.name == "checkpoints"
+    run = Run.open(given.parent.parent if inside else given, keep=keep)
+    run.lock()
+    finished = run.status().get("state") == "done"
+    if finished:
+        return Resumed(run, None, finished=True)
+    run.store.sweep()
+    if inside:
+        checkpoint = run.store.named(given.resolve().name)
+        run.store.rewind(int(checkpoint.name.rpartition("-")[2]))
+        return Resumed(run, checkpoint, finished=False)
+    newest, damaged = run.store.newest()
+    for name, cause in damaged:
+        console.warn(f"{name} is damaged ({cause}); it is passed over")
+    if newest is None and damaged:
+        raise UserError("every checkpoint of the run is damaged", where=str(run.path), fix="copy one back from a backup, or start a new run")
+    return Resumed(run, newest, finished=False)
+
+
+def compare(before: TrainConfig, now: TrainConfig) -> None:
+    """Refuse by name every changed key that would bend the run, unless ``resume_allow`` lists it."""
+    old = {key: value for key, value, _ in leaves(before)}
+    changed = []
+    for key, value, _ in leaves(now):
+        same = _plain(old.get(key)) == _plain(value)
+        if not same and not key.startswith(HARMLESS) and key not in now.resume_allow:
+            changed.append(f"{key} was {_plain(old.get(key))!r}, is {_plain(value)!r}")
+    if changed:
+        keys = ",".join(text.split(" was ")[0] for text in changed)
+        raise UserError(
+            f"the run was made with another config: {'; '.join(changed[:5])}", where=changed[0].split(" was ")[0],
+            fix=f"leave it as it was, or resume_allow=[{keys}] (the run is then no longer what one run would have been)",
+        )
+
+
+def compare_files(before: dict[str, dict[str, str]], now: dict[str, dict[str, str]], allowed: list[str]) -> None:
+    """Refuse data files whose bytes changed since the run began."""
+    for split, files in now.items():
+        old = sorted(before.get(split, {}).values())
+        if old != sorted(files.values()) and f"data.{split}" not in allowed:
+            name = next((f for f, sha in files.items() if sha not in old), next(iter(files), split))
+            raise UserError(
+                f"{name} is not the file that the run began with (sha256 differs)", where=f"data.{split}",
+                fix=f"restore the file, or resume_allow=[data.{split}] (the run is then no longer what one run would have been)",
+            )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    return list(value) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,102 @@
+"""A model's score on a labelled split, with everything that is written down about it. Train and eval both come through here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch import nn
+
+from finetune_cli.batching import BatchPlan
+from finetune_cli.data import Roles, Rows, texts
+from finetune_cli.device import DevicePlan
+from finetune_cli.engine.inference import Labelled, infer
+from finetune_cli.errors import UserError
+from finetune_cli.storage import REAL, json_bytes, temporary, write_new, write_whole
+from finetune_cli.tasks.base import Evaluation, Layout, Score, Task
+from finetune_cli.tasks.sections import Heatmap, Section
+
+CHUNK = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores with intervals, the report's sections, and what is needed to write the predictions down."""
+
+    score: Score
+    sections: list[Section]
+    evaluation: Evaluation
+
+
+def score(
+    task: Task[Any],
+    model: nn.Module,
+    data: Labelled,
+    rows: Rows,
+    roles: Roles,
+    *,
+    seed: int,
+    layout: Layout,
+    plan: BatchPlan,
+    device: DevicePlan,
+    check: Callable[[], None],
+) -> Scored:
+    """Run the model over a labelled split and score it. Raises UserError where the split carries no labels."""
+    if data.targets is None:
+        raise UserError("these rows carry no labels to score against", where=rows.files[0], fix="ftune predict labels them; data.label=COLUMN names labels")
+    inferred = infer(task, model, data, layout=layout, plan=plan, device=device, check=check)
+    evaluation = Evaluation(inferred.outputs, data.targets, seed)
+    loss = inferred.loss if inferred.loss is not None and math.isfinite(inferred.loss) else None
+    entries: Score = {"loss": {"value": loss, "low": None, "high": None, "n": len(rows)}, **task.score(evaluation)}
+    found = task.sections(evaluation, texts=lambda i: text_of(rows, roles, i), lengths=data.examples.lengths())
+    return Scored(entries, found, evaluation)
+
+
+def text_of(rows: Rows, roles: Roles, i: int) -> str:
+    """The text of one row, both parts of a pair."""
+    row = rows.slice(i, 1)
+    first = texts(row, roles.text)[0]
+    return f"{first} ‖ {texts(row, roles.text_pair)[0]}" if roles.text_pair else first
+
+
+def write(directory: Path, split: str, scored: Scored, task: Task[Any], rows: Rows, roles: Roles) -> None:
+    """``metrics.json``, ``predictions.jsonl`` and, where the task has one, ``confusion.csv``."""
+    write_whole(REAL, directory / "metrics.json", json_bytes({split: scored.score}))
+
+    def predictions(file: BinaryIO) -> None:
+        decoded = task.decode(scored.evaluation.outputs)
+        number = 0
+        for chunk in rows.chunks(CHUNK):
+            for text in texts(chunk, roles.text):
+                answer = {"row": number + 1, "text": text, **next(decoded), "target": task.told(scored.evaluation.targets[number])}
+                file.write((json.dumps(answer, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
+                number += 1
+
+    unfinished = temporary(directory, "predictions")
+    write_new(REAL, unfinished, predictions)
+    REAL.replace(unfinished, directory / "predictions.jsonl")
+    for section in scored.sections:
+        if isinstance(section, Heatmap):
+            table = io.StringIO()
+            writer = csv.writer(table, lineterminator="\n")
+            writer.writerow([f"{section.row_label} \\ {section.column_label}", *section.columns])
+            writer.writerows([name, *values] for name, values in zip(section.rows, section.values, strict=True))
+            write_whole(REAL, directory / "confusion.csv", table.getvalue().encode())
+
+
+def table_rows(scores: Score, baselines: dict[str, dict[str, float]] | None = None) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of a score table, the baselines beside it."""
+    names = list(baselines or {})
+    rows = []
+    for metric, entry in scores.items():
+        value, low, high = entry["value"], entry["low"], entry["high"]
+        interval = "" if low is None or high is None else f"{low:.4f} – {high:.4f}"
+        beside = [f"{baselines[n][metric]:.4f}" if baselines and metric in baselines[n] else "" for n in names]
+        rows.append([metric, "undefined" if value is None else f"{value:.4f}", interval, *beside])
+    return ["metric", "score", "95 % interval", *names], rows

@@ -1,0 +1,42 @@
+"""Metrics: pure functions on arrays; scores, bootstrap intervals, tables behind the plots.
+
+Every metric is a function of *how often each row counts*: multiplicities [R, N] in, values [R] out. A plain score has one row of
+ones, a bootstrap a thousand rows of draws, and both go through the same lines, which the tests prove equal to scikit-learn's.
+What is not defined (ROC-AUC where a class never occurs, correlation with a constant) is NaN, in JSON ``null`` with a note; it is
+never dropped from a mean.
+"""
+
+from __future__ import annotations
+
+from finetune_cli.metrics.bootstrap import RESAMPLES, Entry, Measures, entry, score, values
+from finetune_cli.metrics.classification import classification, classification_measures, multilabel, multilabel_measures
+from finetune_cli.metrics.details import Calibration, ClassRow, best_thresholds, by_length, calibration, confusion, per_class, per_label
+from finetune_cli.metrics.names import DIRECTIONS, Direction, better, title
+from finetune_cli.metrics.regression import regression, regression_measures
+
+__all__ = [
+    "DIRECTIONS",
+    "RESAMPLES",
+    "Calibration",
+    "ClassRow",
+    "Direction",
+    "Entry",
+    "Measures",
+    "best_thresholds",
+    "better",
+    "by_length",
+    "calibration",
+    "classification",
+    "classification_measures",
+    "confusion",
+    "entry",
+    "multilabel",
+    "multilabel_measures",
+    "per_class",
+    "per_label",
+    "regression",
+    "regression_measures",
+    "score",
+    "title",
+    "values",
+]

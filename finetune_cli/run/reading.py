@@ -1,0 +1,49 @@
+"""Reading back what a run wrote, also after a death in the middle of a line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from finetune_cli.errors import UserError
+from finetune_cli.storage import FileSystem
+
+
+def utf8(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line; a last line without its end is not there yet."""
+    records = []
+    for number, line in enumerate(read(path).split(b"\n")[:-1], 1):
+        try:
+            records.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise UserError("not a record of JSON", where=f"{path}:{number}", fix="copy the file back from a backup") from error
+    return records
+
+
+def drop_torn_line(fs: FileSystem, path: Path) -> None:
+    """Cuts a last line that a death left without its end, so that the next record starts on a line of its own."""
+    data = read(path)
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        fs.truncate(path, whole)

@@ -1,0 +1,58 @@
+"""Files that are whole or absent: the injectable file-system layer, sealed records, the checkpoint store and the lock of a run."""
+
+from __future__ import annotations
+
+from finetune_cli.storage.files import (
+    REAL,
+    Content,
+    FileSystem,
+    Sink,
+    cause,
+    cleaned,
+    discard,
+    disk_trouble,
+    human_bytes,
+    is_debris,
+    machine_error,
+    make_folders,
+    point,
+    pointed,
+    sweep,
+    temporary,
+    write_folder,
+    write_new,
+    write_whole,
+)
+from finetune_cli.storage.lock import Lock
+from finetune_cli.storage.records import json_bytes, json_line, plain, seal, unseal
+from finetune_cli.storage.store import MANIFEST, Store
+
+__all__ = [
+    "MANIFEST",
+    "REAL",
+    "Content",
+    "FileSystem",
+    "Lock",
+    "Sink",
+    "Store",
+    "cause",
+    "cleaned",
+    "discard",
+    "disk_trouble",
+    "human_bytes",
+    "is_debris",
+    "json_bytes",
+    "json_line",
+    "machine_error",
+    "make_folders",
+    "plain",
+    "point",
+    "pointed",
+    "seal",
+    "sweep",
+    "temporary",
+    "unseal",
+    "write_folder",
+    "write_new",
+    "write_whole",
+]

@@ -1,0 +1,77 @@
+"""Set the tables of README.md: options from the schema, results from the JSON files that the comparisons wrote.
+
+    python scripts/readme_tables.py            write them
+    python scripts/readme_tables.py --check    exit 1 where README.md does not hold them (a test runs this)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; a bar inside a cell would end it, so it is escaped."""
+    cells = [[str(c).replace("|", "\\|") for c in row] for row in rows]
+    return "\n".join(["| " + " | ".join(row) + " |" for row in [list(headers), ["---"] * len(headers), *cells]])
+
+
+def between(page: str, name: str, content: str) -> str:
+    """The page with ``content`` between the markers ``name:begin`` and ``name:end``."""
+    pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+    if len(pattern.findall(page)) != 1:
+        raise SystemExit(f"README.md needs the markers {name}:begin and {name}:end exactly once")
+    return pattern.sub(lambda found: found[1] + (content.strip() + "\n" if content.strip() else "") + found[2], page)
+
+
+def comparison(result: dict[str, Any]) -> str:
+    """Scores of ftune and Trainer on the same rows and hyperparameters."""
+    rows = [
+        [r["name"], r["metric"], f"{r['rows']:,}", r["trainer"], r["ftune"], r["difference"], "yes" if r["within_spread"] else "no"]
+        for r in result["table"]
+    ]
+    head = ["data", "test metric", "training rows", "Trainer", "ftune", "difference", "within the spread of seeds"]
+    return f"{result['caption']}\n\n{markdown(head, rows)}"
+
+
+def speed(result: dict[str, Any]) -> str:
+    """Rows per second and wall time, side by side."""
+    rows = [[r["what"], r["variant"], r["samples_per_second"], r["wall_seconds"], r["against"]] for r in result["table"]]
+    return f"{result['caption']}\n\n{markdown(['work', 'variant', 'rows/s', 'whole process, s', 'ftune is faster by'], rows)}"
+
+
+def results(folder: Path) -> str:
+    """Every measured table that lies in ``results/``."""
+    parts = []
+    for name, heading, form in (("compare_trainer", "Scores against Trainer", comparison), ("speed", "Speed", speed)):
+        file = folder / f"{name}.json"
+        if file.exists():
+            parts.append(f"### {heading}\n\n{form(json.loads(file.read_text(encoding='utf-8')))}")
+    return "\n\n".join(parts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where the tables are not these")
+    check = parser.parse_args().check
+    from finetune_cli.config.help import options_table
+
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    new = between(between(page, "options", options_table()), "results", results(ROOT / "results"))
+    if check:
+        print("README.md is up to date" if new == page else "README.md is out of date: run python scripts/readme_tables.py")
+        return int(new != page)
+    (ROOT / "README.md").write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,232 @@
+"""What tests share: tiny rows to learn from, the command line run as a subprocess or in-process, and the device they run on.
+
+``pytest --device cuda`` runs the same tests on a GPU. Nothing here or in a test reaches the network or the user's own cache.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one worker per core is enough
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT_SECONDS = 300
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", choices=["cpu", "cuda", "mps"], help="device that the tests train and predict on")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long tests first, so that parallel workers end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The device named by ``--device``."""
+    return str(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache() -> Any:
+    """Encoded rows of the tests go to a directory of their own."""
+    with tempfile.TemporaryDirectory(prefix="ftune-cache-", ignore_cleanup_errors=True) as folder:
+        before = os.environ.get("FTUNE_CACHE")
+        os.environ["FTUNE_CACHE"] = folder
+        yield
+        if before is None:
+            del os.environ["FTUNE_CACHE"]
+        else:
+            os.environ["FTUNE_CACHE"] = before
+
+
+# rows ------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Files of one small labelled set that even a tiny model learns."""
+
+    train: Path
+    validation: Path
+    test: Path
+
+    @property
+    def keys(self) -> list[str]:
+        """The overrides that name the files."""
+        return [f"data.{name}={getattr(self, name)}" for name in ("train", "validation", "test")]
+
+
+THINGS = ["soup", "chair", "train", "phone", "novel", "garden", "coat", "lamp"]
+WORDS = {
+    "negative": ["awful", "broken", "dull", "rude", "dirty", "late"],
+    "positive": ["lovely", "sturdy", "clever", "kind", "clean", "quick"],
+    "neutral": ["grey", "square", "usual", "middling", "standard", "plain"],
+}
+
+
+def labelled_rows(count: int, labels: Sequence[str] = ("negative", "positive"), *, shift: int = 0) -> list[dict[str, Any]]:
+    """``count`` different easy rows of text, label, stars and topics; another ``shift`` gives other rows."""
+    rows = []
+    for i in range(shift, shift + count):
+        label, thing = labels[i % len(labels)], THINGS[(i // len(labels)) % len(THINGS)]
+        words = WORDS[label]
+        text = f"the {thing} number {i} was {words[i % 6]} and {words[(i // 6) % 6]}" + " indeed" * (i % 5)
+        stars = {"negative": 1.0, "neutral": 3.0, "positive": 5.0}[label] + 0.1 * (i % 3)
+        rows.append({"text": text, "label": label, "stars": stars, "topics": sorted({thing, THINGS[i % len(THINGS)]})})
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """The rows as JSON Lines, CSV or TSV, by the ending of the name; lists are left out of CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return path
+    columns = [key for key, value in rows[0].items() if not isinstance(value, list)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
+        writer.writerows([columns, *([row[c] for c in columns] for row in rows)])
+    return path
+
+
+@pytest.fixture
+def rows() -> Callable[..., list[dict[str, Any]]]:
+    """``rows(count, labels=…, shift=…)``: easy rows to write to a file."""
+    return labelled_rows
+
+
+@pytest.fixture
+def write() -> Callable[[Path, Sequence[Mapping[str, Any]]], Path]:
+    """``write(path, rows)``: rows to a file of the format its name says."""
+    return write_rows
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Callable[..., Corpus]:
+    """``corpus(train=64, labels=…, suffix=".csv")``: a small labelled set in files."""
+
+    def make(train: int = 64, held_out: int = 16, labels: Sequence[str] = ("negative", "positive"), suffix: str = ".csv") -> Corpus:
+        sizes, paths, shift = {"train": train, "validation": held_out, "test": held_out}, {}, 0
+        for name, count in sizes.items():
+            paths[name] = write_rows(tmp_path / "data" / f"{name}{suffix}", labelled_rows(count, labels, shift=shift))
+            shift += count
+        return Corpus(**paths)
+
+    return make
+
+
+# the command line ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """stdout as JSON Lines."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """stdout as one JSON object."""
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+    @property
+    def run(self) -> Path:
+        """The run directory that ``train`` printed."""
+        (line,) = self.out.splitlines()
+        return Path(line)
+
+    def ok(self) -> Ran:
+        """Itself, if the command succeeded."""
+        assert self.code == 0, f"exit {self.code}\n{self.err}"
+        return self
+
+    def fails(self, code: int = 2) -> list[str]:
+        """The three lines of an expected error: no traceback, at most error, where and fix."""
+        assert self.code == code, f"exit {self.code}, not {code}\n{self.err}"
+        assert "Traceback" not in self.err
+        lines = self.err.splitlines()
+        first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), None)
+        assert first is not None, self.err
+        told = lines[first:]
+        assert [line.split(":")[0] for line in told] in (["error"], ["error", "where"], ["error", "fix"], ["error", "where", "fix"]), (
+            self.err
+        )
+        return told
+
+
+@pytest.fixture
+def ftune(tmp_path: Path) -> Callable[..., Ran]:
+    """``ftune("train", "key=value", …)`` in a process of its own, standing in ``tmp_path``; ``stdin=``, ``cwd=``, ``env=``."""
+
+    def run(*args: object, stdin: str | bytes = b"", cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Ran:
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        done = subprocess.run(
+            [sys.executable, "-m", "finetune_cli", *map(str, args)],
+            input=given,
+            capture_output=True,
+            cwd=cwd or tmp_path,
+            env={**os.environ, "PYTHONPATH": _source(), "PYTHONUTF8": "1", **(env or {})},
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+        return Ran(done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8", "replace"))
+
+    return run
+
+
+@pytest.fixture
+def ftune_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """The same in this process: quicker, and what it imports is shared."""
+
+    def run(*args: object, stdin: str | bytes = b"", cwd: Path | None = None) -> Ran:
+        from finetune_cli.cli import entry
+
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd or tmp_path)
+            patch.setattr(sys, "argv", ["ftune", *map(str, args)])
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            try:
+                code = entry()
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        written = [stream.buffer.getvalue().decode("utf-8", "replace") for stream in (out, err)]  # type: ignore[attr-defined]
+        return Ran(int(code or 0), *written)
+
+    return run
+
+
+def _source() -> str:
+    """The directory that holds the package under test: the checkout, or where it is installed."""
+    import finetune_cli
+
+    return str(Path(finetune_cli.__file__).parents[1])
