@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from finetune_cli.errors import UserError
-from finetune_cli.models import check_finite, load_exact
+from finetune_cli.models import check_finite, load_exact, quiet
 from finetune_cli.storage import Store
 from finetune_cli.tasks.base import Facts, Task
 
@@ -58,6 +58,7 @@ class Saver:
 
 def write_model(directory: Path, model: nn.Module, tokenizer: Any) -> None:
     """Plain Hugging Face files: config, one safetensors file, tokenizer."""
+    quiet()
     model.save_pretrained(directory, max_shard_size="1000GB")  # type: ignore[operator]
     tokenizer.save_pretrained(directory)
 

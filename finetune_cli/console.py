@@ -59,7 +59,7 @@ def layout(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]])
     lines = [line + [""] * (count - len(line)) for line in lines]
     widths = [max(_width(line[i]) for line in lines) for i in range(count)]
     right = [_is_numeric(line[i] for line in lines[1:]) for i in range(count)]
-    text = ["  " + "  ".join(map(_pad, line, widths, right)).rstrip() for line in lines]
+    text = ["  " + "  ".join(map(_pad, line, widths, right)).rstrip() for line in lines if any(line)]
     return "\n".join([plain(title), *text] if title else text)
 
 
@@ -113,7 +113,7 @@ class Progress:
         self.facts: dict[str, str] = dict.fromkeys(("epoch", "loss", "lr", "samples/s", "tokens/s", "MB"), "")
         self._began = time.monotonic()
         self._last_line = float("-inf")
-        self._said = -1
+        self._said = ""
         self._bar: Any = None
 
     def __enter__(self) -> Self:
@@ -129,7 +129,7 @@ class Progress:
         _screen.bar = _screen.live = None
         if self._bar is not None:
             self._bar.stop()
-        if self._said not in (-1, self.step):
+        if self._said and self._said != self._told():
             self._line()
 
     def update(
@@ -148,7 +148,7 @@ class Progress:
         self.facts |= {name: _reading(name, value) for name, value in given.items() if value is not None}
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, facts="  ".join(filter(None, self.facts.values())))
-        if self.is_due() or step >= self.total:
+        if self.is_due():
             self._line()
 
     def phase(self, text: str) -> None:
@@ -163,9 +163,12 @@ class Progress:
         """Whether the last plain line is some seconds old."""
         return time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
 
+    def _told(self) -> str:
+        return "  ".join([f"step {self.step}/{self.total}", *filter(None, self.facts.values())])
+
     def _line(self) -> None:
-        self._last_line, self._said = time.monotonic(), self.step
-        parts = [f"step {self.step}/{self.total}", *filter(None, self.facts.values())]
+        self._last_line, self._said = time.monotonic(), self._told()
+        parts = [self._said]
         done = self.step - self.start
         if 0 < done and self.step < self.total:
             parts.append("left " + duration((time.monotonic() - self._began) / done * (self.total - self.step)))
@@ -285,7 +288,7 @@ class _Screen:
 
         with self.lock:
             self._write_log(layout(title, headers, rows))
-            drawn = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+            drawn = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_header=any(headers))
             for i, header in enumerate(headers):
                 drawn.add_column(Text(header), justify="right" if _is_numeric(r[i] for r in rows if i < len(r)) else "left")
             for row in rows:

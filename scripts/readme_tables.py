@@ -1,7 +1,7 @@
 """Set the tables of README.md: options from the schema, results from the JSON files that the comparisons wrote.
 
-    python scripts/readme_tables.py            write them
-    python scripts/readme_tables.py --check    exit 1 where README.md does not hold them (a test runs this)
+python scripts/readme_tables.py            write them
+python scripts/readme_tables.py --check    exit 1 where README.md does not hold them (a test runs this)
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where the tables are not these")
     check = parser.parse_args().check
     from finetune_cli.config.help import options_table
+    from finetune_cli.tasks import task_configs
 
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    new = between(between(page, "options", options_table()), "results", results(ROOT / "results"))
+    new = between(between(page, "options", options_table(task_configs())), "results", results(ROOT / "results"))
     if check:
         print("README.md is up to date" if new == page else "README.md is out of date: run python scripts/readme_tables.py")
         return int(new != page)

@@ -16,7 +16,7 @@ from finetune_cli import corpora
 from finetune_cli.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-ROWS = {"reviews": (972, 144, 288), "reviews_zh": (306, 36, 90)}
+ROWS = {"reviews": (1476, 216, 432), "reviews_zh": (306, 36, 90)}
 LABELS = {"negative", "neutral", "positive"}
 KINDS = {"book", "clothing", "film", "gadget", "hotel", "restaurant"}
 ASPECTS = {"comfort", "look", "price", "quality", "service", "speed"}

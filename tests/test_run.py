@@ -13,6 +13,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -121,6 +122,7 @@ def test_an_empty_directory_is_fine_a_used_one_is_refused() -> None:
 def test_a_run_that_died_before_it_began_does_not_block() -> None:
     run = Run.create(RunConfig(dir="mine"), name="a")
     run.set_status("running", step=0)
+    run.write_manifest({"seed": 1})
     Path("mine/log.txt").write_text("...")
     Path("mine/.tmp-0123").write_text("half")
     run.close()
@@ -210,6 +212,18 @@ def test_all_that_is_written_is_where_the_contract_says() -> None:
     status = json.loads((run.path / "status.json").read_bytes())
     assert (status["state"], status["step"], status["exit_code"], status["pid"]) == ("done", 2, 0, os.getpid())
     assert datetime.fromisoformat(status["time"]).tzinfo is not None and status["host"]
+
+
+def test_a_full_disk_does_not_hide_how_the_run_ended() -> None:
+    class Full(FileSystem):
+        def create(self, path: Path) -> BinaryIO:
+            raise OSError(errno.ENOSPC, "disk full", str(path))
+
+    run = Run.open(begun(state="stopped").path, fs=Full())
+    run.set_status("failed", step=3, code=5)
+    run.write_error("Traceback …")
+    with pytest.raises(MachineError, match="ENOSPC"):
+        run.set_status("done", step=3, code=0)
 
 
 def test_signs_of_life_are_cheap_and_ends_are_written_at_once() -> None:
@@ -447,6 +461,10 @@ def test_latest_is_the_run_that_finished_last() -> None:
     assert find("latest", root="runs").run == sweep.path
     newer = begun("newer")
     assert find("latest", root="runs").run == newer.path and os.readlink("runs/latest") == newer.path.name
+    resumed = Run.open(older.path)
+    resumed.set_status("done", step=9, code=0)
+    resumed.link_latest()
+    assert find("latest", root="runs").run == older.path and os.readlink("runs/latest") == older.path.name
     shutil.rmtree(newer.path)
     shutil.rmtree("runs/sweeps")
     assert find("latest", root="runs").run == older.path
@@ -472,7 +490,6 @@ def test_only_a_bare_name_goes_to_the_hub() -> None:
         "org/",
         "~nobody-here/x",
         "nul\0",
-        "x" * 5000,
         "x" * 5000 + "/y/z",
         "2026-11-22_0331-x",
     ):

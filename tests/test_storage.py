@@ -83,8 +83,7 @@ def test_a_new_file_is_hashed_while_it_is_written(tmp_path: Path) -> None:
     block = bytes(range(256)) * 4096  # 1 MiB
 
     def blocks(handle: BinaryIO) -> None:
-        for _ in range(32):
-            handle.write(memoryview(block))
+        handle.writelines(memoryview(block) for _ in range(32))
 
     tracemalloc.start()
     size, sha = write_new(REAL, tmp_path / "big", blocks)

@@ -44,7 +44,9 @@ def train(path: Path, fs: FileSystem, acknowledge: Callable[[int], None] = lambd
     try:
         run.lock()
         if not Run.exists(path):
+            run.write_manifest({"seed": 1})
             run.write_config("train: {}\n")
+        assert run.manifest() == {"seed": 1}
         newest, bad = run.store.newest()
         assert not bad
         meta = run.store.read_manifest(newest)["meta"] if newest else {"step": 0, "metrics": 0}
@@ -59,7 +61,6 @@ def train(path: Path, fs: FileSystem, acknowledge: Callable[[int], None] = lambd
                 acknowledge(step)
         best = run.store.best()
         assert best is not None
-        run.release_reserve()
         run.write_model({"model.bin": best / "model.bin", "README.md": b"card"})
         (run.evaluation_dir("test", own=True) / "metrics.json").write_bytes(b"{}")
         run.write_metrics({"test": {"accuracy": 1.0}})
@@ -157,6 +158,7 @@ class Killer(Enemy):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("inside", [False, True], ids=["before", "inside"])
 def test_a_kill_at_any_call_changes_nothing(tmp_path: Path, reference: tuple[dict[str, bytes | str], int], inside: bool) -> None:
@@ -209,6 +211,7 @@ class Failing(Enemy):
             raise OSError(self.code, os.strerror(self.code), str(arguments[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "times"), [(errno.ENOSPC, 10**6), (errno.EROFS, 10**6), (errno.EIO, 1), (errno.EIO, 10**6)])
 def test_an_error_at_any_call_is_told_and_loses_nothing(
     tmp_path: Path, reference: tuple[dict[str, bytes | str], int], code: int, times: int

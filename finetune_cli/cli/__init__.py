@@ -150,6 +150,7 @@ def _stopped_early() -> Iterator[None]:
     """Being asked to stop before a verb has put up its own handlers: nothing to save, exit 75."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
+        os.write(2, b"ftune: stopped before anything began\n")
         raise SystemExit(int(Exit.PREEMPTED))
 
     asked = [getattr(signal, name) for name in _STOPS if hasattr(signal, name)]

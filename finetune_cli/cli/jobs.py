@@ -59,6 +59,7 @@ def _found(group: str, name: str, root: str) -> saved_run.Found:
 
 
 saved_run.SavedRun.find = staticmethod(_found)
+saved_run.SavedRun.tasks = staticmethod(task_configs)
 
 
 _STOPS = (Exit.PREEMPTED, Exit.INTERRUPTED, Exit.PIPE_CLOSED)
@@ -138,18 +139,19 @@ class Job:
 
 def start(verb: str, module: str, arguments: list[str]) -> int:
     """Run a verb's command line; its exit code. Raises FtuneError for what is wrong before a job begins."""
+    _found.cache_clear()
     tasks = task_configs()
     line, place = read_line(verb, arguments, tasks)
     register(place, tasks)
     if line.multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a sweep cannot run under torchrun", where="command line: --multirun", fix="start one torchrun per setting")
-    _say_hidden(place)
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     with _hydra_raises():
         try:
             sweep = _check(line, place)
         except Exception as error:
             raise _understood(error, place, line) from error
+        _say_hidden(place)
         job = Job(place, module, (verb, *arguments), debug)
         try:
             return _launch(line, place, job, sweep)

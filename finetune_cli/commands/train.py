@@ -78,10 +78,12 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         directory.link_latest()
         return value
     except FtuneError as error:
-        if not began and error.code == Exit.USER and resumed is None:
-            directory.abandon()
+        if not began and resumed is None:
+            directory.abandon()  # nothing is lost: no step was made
             raise
         _close(directory, _state_of(error), trainer.state.step if trainer else 0, error.code)
+        if error.code == Exit.EXPECTATION:
+            directory.link_latest()
         began = True
         raise
     except BaseException:
@@ -224,9 +226,11 @@ def _trainer(
         resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
         resume.compare_files(directory.manifest()["files"], p.splits.sources, config.resume_allow)
     else:
-        directory.write_config(invocation.config_yaml)
+        weights = sum(t.numel() * t.element_size() for t in model.parameters())
         directory.write_manifest(_manifest(config, p, plans, model))
-        directory.store.preflight(sum(t.numel() * t.element_size() for t in model.parameters()) * 3)
+        directory.store.preflight(3 * weights, other_bytes=weights)
+        directory.reserve(weights)
+        directory.write_config(invocation.config_yaml)  # with it the run exists
     directory.write_command(["ftune", *invocation.typed])
     directory.set_status("running", step=state["step"] if state else 0)
     trainer = Trainer(

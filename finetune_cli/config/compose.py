@@ -119,7 +119,6 @@ def register(place: Place, tasks: Tasks) -> None:
     for name, task in tasks.items():
         store.store(group="task", name=name, node=plain(task()))
     FtuneSearchPath.place = place
-    saved_run.SavedRun.tasks = tasks
     try:
         plugins = Plugins.instance()
     except Exception as error:  # a broken plugin of the environment may raise anything while it is imported
@@ -155,13 +154,14 @@ def compose(
 
 def judged(hydra: Hydra, place: Place, tree: DictConfig, tasks: Tasks, *, complete: bool = True) -> tuple[Composed | None, list[Problem]]:
     """The judged form of what Hydra composed (``tree`` with its ``hydra`` section); the list says what is wrong."""
-    overrides = [str(override) for override in tree.hydra.overrides.task]
-    choices = dict(tree.hydra.runtime.choices)
-    origins = Origins.of(hydra, place, [*tree.hydra.overrides.hydra, *overrides], choices)
+    raw = _raw(tree.hydra)
+    overrides = [*raw["overrides"]["hydra"], *raw["overrides"]["task"]]
+    groups = [*groups_in([Path(folder) for _, folder in place.folders]), "task", "ckpt", *(["resume"] if place.run else [])]
+    experiment = _experiment(raw["runtime"]["choices"], overrides)
+    origins = Origins.of(hydra, place, overrides, groups, experiment)
     values = _without_hydra(tree)
     table = options_of(place.verb, tasks)
     user_set = origins.user_set(table)
-    groups = [name for name in groups_in([Path(folder) for _, folder in place.folders]) if "/" not in name]
     resolved, problems = _resolved(values, table, origins.where)
     config, found = judge(
         SCHEMAS[place.verb], resolved, tasks=tasks, where=origins.where, user_set=user_set, complete=complete, groups=groups
@@ -171,11 +171,23 @@ def judged(hydra: Hydra, place: Place, tree: DictConfig, tasks: Tasks, *, comple
         problems.append(Problem("resume names a run, which only the command line can", origins.where("resume"), "ftune train resume=RUN"))
     if problems:
         return None, problems
-    experiment = choices.get("exp")
-    joined = "+".join(map(str, experiment)) if isinstance(experiment, (list, tuple)) else experiment
     _make_absolute(config, table)
     text = saved.dump(config, saved.references(values))
-    return Composed(config=config, config_yaml=text, user_set=user_set, experiment=joined), []
+    return Composed(config=config, config_yaml=text, user_set=user_set, experiment=experiment), []
+
+
+def _experiment(choices: Mapping[str, Any], overrides: Sequence[str]) -> str | None:
+    """The experiment's name; Hydra keeps several of them (``+exp=[a,b]``) only as typed."""
+    typed = [override.partition("=")[2] for override in overrides if override.startswith("+exp=")]
+    names = [str(choices["exp"])] if choices.get("exp") else typed[-1].strip("[]").split(",") if typed else []
+    return "+".join(name.strip() for name in names) or None
+
+
+def _raw(node: DictConfig) -> dict[str, Any]:
+    """Plain values, references kept: an override may hold one to a secret."""
+    values = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def _without_hydra(tree: DictConfig) -> DictConfig:
@@ -234,7 +246,8 @@ _LOST = object()
 
 
 def _unresolved(key: str, error: Exception, where: Callable[[str], str]) -> Problem:
-    reason = "it refers to itself" if isinstance(error, RecursionError) else str(error).split("\n")[0]
+    told = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).split("\n")[0]).strip('"')
+    reason = "it refers to itself" if isinstance(error, RecursionError) else told
     name = re.search(r"Environment variable '([^']+)'", reason)
     fix = f"export {name[1]}=…, or write a default: ${{oc.env:{name[1]},VALUE}}" if name else f"mend the reference in {key}"
     return Problem(f"{key} cannot be resolved: {reason}", where(key), fix)
@@ -262,14 +275,14 @@ class Origins:
     """Last wins."""
 
     @classmethod
-    def of(cls, hydra: Hydra, place: Place, overrides: list[str], choices: Mapping[str, Any]) -> Origins:
+    def of(cls, hydra: Hydra, place: Place, overrides: list[str], groups: Sequence[str], experiment: str | None) -> Origins:
         typed: dict[str, str] = {}
         chosen: dict[str, str] = {}
         for override in overrides:
             key = re.sub(r"^[+~]*", "", override.partition("=")[0])
             text = place.shown.get(override, re.sub(r"^\+\+", "", override))
-            (chosen if key in choices else typed)[key] = key if SECRET_KEY.search(key) or SECRET_VALUE.search(text) else text
-        return cls(typed, chosen, tuple(_files(hydra, place, overrides)))
+            (chosen if key in groups else typed)[key] = key if SECRET_KEY.search(key) or SECRET_VALUE.search(text) else text
+        return cls(typed, chosen, tuple(_files(hydra, place, overrides, experiment)))
 
     def where(self, key: str) -> str:
         for name, text in self.typed.items():
@@ -286,9 +299,11 @@ class Origins:
         return frozenset(key for key in table if key in named or any(name.startswith(f"{key}.") for name in named))
 
 
-def _files(hydra: Hydra, place: Place, overrides: list[str]) -> Iterator[YamlFile]:
-    """The YAML files that were composed, in order."""
+def _files(hydra: Hydra, place: Place, overrides: list[str], experiment: str | None) -> Iterator[YamlFile]:
+    """The YAML files that were composed, in order; none where only ftune's own groups were, which are right by test."""
     ours = str(configs_dir())
+    if experiment is None and all(folder == ours for _, folder in place.folders):
+        return
     for default in hydra.config_loader.compute_defaults_list(place.config_name, overrides, RunMode.RUN).defaults:
         if default.config_path is None or default.config_path.startswith("hydra/"):
             continue

@@ -29,8 +29,13 @@ def explain(error: BaseException, place: Place) -> FtuneError | None:
     for link in chain:
         if isinstance(link, FtuneError):
             return link
+        if isinstance(link, UnicodeDecodeError):
+            what = f"not UTF-8: {link.reason} at byte {link.start}"
+            return UserError(what, where=_undecodable(place), fix="save the file as UTF-8")
         if isinstance(link, yaml.YAMLError):
             return not_yaml(getattr(getattr(link, "problem_mark", None), "name", "") or "YAML", link)
+    if isinstance(error, RecursionError) and _from_hydra(error):
+        return UserError("the config is nested too deeply", where="YAML or command line", fix="look for what contains itself")
     if isinstance(error, (HydraException, OmegaConfBaseException)) or isinstance(error, (ValueError, OSError)) and _from_hydra(error):
         return _told(" ".join(str(link) for link in chain[:1]), chain, place)
     return None
@@ -58,10 +63,11 @@ def _told(text: str, chain: list[BaseException], place: Place) -> UserError:
 def _no_option(text: str, place: Place) -> Problem | None:
     """A name that a group does not have."""
     options = r"(?:\s+Available options in '[^']*':\n(?P<options>.*))?"
-    found = re.match(_IN + r"Could not (?:find|load) '(?P<group>.+)/(?P<name>[^/']+)'\.?" + options, text, re.DOTALL)
+    found = re.match(_IN + r"Could not (?:find|load) '(?P<group>[^']+)/(?P<name>[^/']+)'\.?" + options, text, re.DOTALL)
     if not found:
         return None
-    where = _file(found["file"], place) if found["file"] else f"command line: {found['group']}={found['name']}"
+    chosen = re.compile(rf"^\s*-?\s*(override\s+)?/?{re.escape(found['group'])}(@\S+)?\s*:\s*['\"]?{re.escape(found['name'])}\b")
+    where = _line(chosen, place) or f"command line: {found['group']}={found['name']}"
     return no_choice(found["group"], found["name"], (found["options"] or "").split(), where)
 
 
@@ -83,6 +89,28 @@ def _several_values(text: str, _place: Place) -> Problem | None:
         return None
     setting = found["setting"]
     return Problem(f"{setting} has several values", f"command line: {setting}", "add -m (--multirun) for a job per value")
+
+
+def _line(pattern: re.Pattern[str], place: Place) -> str:
+    """``file:line`` of the first line of any YAML file in reach that matches."""
+    for path in _reachable(place):
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            if pattern.search(line):
+                return f"{path}:{number}"
+    return ""
+
+
+def _undecodable(place: Place) -> str:
+    for path in _reachable(place):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return str(path)
+    return "YAML"
+
+
+def _reachable(place: Place) -> list[Path]:
+    return [path for _, folder in reversed(place.folders) for path in sorted(Path(folder).rglob("*.yaml"))]
 
 
 def _file(config: str, place: Place) -> str:

@@ -267,15 +267,17 @@ def no_choice(group: str, name: str, choices: Collection[str], where: str) -> Pr
 
 def _value(option: Option | None, key: str, value: str, multirun: bool) -> str:
     """A value as Hydra's grammar takes it, its meaning kept."""
-    if option is None or not (option.is_text or option.is_path):
+    if value == "null":
+        return value
+    if option is None or not (option.is_text or option.is_path or option.kind == list[str]):
         dictionary = option is None and key.split(".")[0] == "expect"
         return _literal(value, multirun) if dictionary else _readable(value, multirun)
     if option.is_path and _on_disk(value):
         return quote(value.replace("${", "\\${"))
-    if value == "null" and option.optional or _FUNCTION.match(value) and (multirun or value.startswith("extend_list")):
+    if _FUNCTION.match(value) and (multirun or value.startswith("extend_list")):
         return value
-    if value.startswith("[") and value.endswith("]") and option.form:
-        return _readable(value, multirun)
+    if value.startswith("[") and value.endswith("]") and option.kind is not str:
+        return _texts(value)
     if option.form == "rows" and all(_NUMBER.match(part) for part in value.split(",")):
         return value
     return _literal(value, multirun)
@@ -299,9 +301,16 @@ def _readable(value: str, multirun: bool = False) -> str:
     if value == "" or _parses(f"x={value}"):
         return value
     if value.startswith("[") and value.endswith("]"):
-        parts = [part.strip() for part in value[1:-1].split(",")]
-        return "[" + ",".join(part if part[:1] in ("'", '"') else quote(part) for part in parts) + "]"
+        return _texts(value)
     return ",".join(map(quote, value.split(","))) if multirun and "," in value else quote(value)
+
+
+def _texts(value: str) -> str:
+    """A list of texts, each as it stands; one that is quoted already stays."""
+    if any(sign in value for sign in "'\"") and _parses(f"x={value}"):
+        return value
+    parts = [part.strip() for part in value[1:-1].split(",") if part.strip()]
+    return "[" + ",".join(part if part[:1] in ("'", '"') else quote(part) for part in parts) + "]"
 
 
 def _parses(override: str) -> bool:

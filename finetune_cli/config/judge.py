@@ -97,7 +97,7 @@ def _task(
 ) -> type[TaskConfig]:
     section = values.get("task")
     name = section.get("name", "???") if isinstance(section, Mapping) else "???"
-    if name in tasks:
+    if isinstance(name, str) and name in tasks:
         return tasks[name]
     if name != "???":
         hit = near(str(name), list(tasks))
@@ -124,7 +124,10 @@ def _flat(
     def walk(node: Mapping[Any, Any], prefix: str) -> None:
         for name, value in node.items():
             key = f"{prefix}{name}"
-            if key in table:
+            if "." in str(name):
+                fix = f"write it nested: {key.replace('.', ': {', 1)}: ...}}" if not prefix else "write it nested"
+                problems.append(Problem(f"unknown key '{name}': a dot does not nest in YAML", where(key), fix))
+            elif key in table:
                 flat[key] = value
                 problems.extend(_hostile(key, value, where))
             elif key not in inner and isinstance(value, Mapping) and value and not _names_code(name):

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from finetune_cli import __version__
 from finetune_cli.config.judge import judge, together
@@ -67,8 +67,10 @@ def unresolved(path: Path, verb: str, tasks: Tasks) -> DictConfig:
 
 def _tree(path: Path) -> DictConfig:
     try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)):
+            raise ValueError("it holds YAML aliases, which ftune does not write")
         tree = OmegaConf.load(path)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         what = f"the saved config cannot be read: {' '.join(str(error).split())}"
         raise UserError(what, where=str(path), fix="restore the file or name another run") from error
     if not isinstance(tree, DictConfig) or "task" not in tree:

@@ -49,7 +49,8 @@ class SavedRun(ConfigSource):  # type: ignore[misc]  # Hydra is not typed
 
     find: ClassVar[Callable[[str, str, str], Found]]
     """(group, name, root of the runs) to its files; given by the command line, because it lives on a floor above."""
-    tasks: ClassVar[Tasks]
+    tasks: ClassVar[Callable[[], Tasks]]
+    """The tasks there are; given likewise."""
 
     @staticmethod
     def scheme() -> str:
@@ -79,7 +80,7 @@ class SavedRun(ConfigSource):  # type: ignore[misc]  # Hydra is not typed
 
     def load_config(self, config_path: str) -> ConfigResult:
         wish, name = json.loads(self.path), config_path.removeprefix(f"{self._group}/")
-        values = _values(wish, name, type(self).find, type(self).tasks)
+        values = _values(wish, name, type(self).find, type(self).tasks())
         return ConfigResult(self.provider, self.full_path(), values, {"package": "_global_"})
 
 

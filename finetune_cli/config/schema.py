@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 
@@ -38,21 +38,21 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
 
 
-class DeviceName(str, Enum):
+class DeviceName(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
     mps = "mps"
 
 
-class OptimizerName(str, Enum):
+class OptimizerName(StrEnum):
     adamw = "adamw"
     adam = "adam"
     nadam = "nadam"
@@ -63,7 +63,7 @@ class OptimizerName(str, Enum):
     adafactor = "adafactor"
 
 
-class Schedule(str, Enum):
+class Schedule(StrEnum):
     linear = "linear"
     cosine = "cosine"
     constant = "constant"
@@ -71,12 +71,12 @@ class Schedule(str, Enum):
     inverse_sqrt = "inverse_sqrt"
 
 
-class Order(str, Enum):
+class Order(StrEnum):
     buckets = "buckets"
     shuffled = "shuffled"
 
 
-class DataFormat(str, Enum):
+class DataFormat(StrEnum):
     auto = "auto"
     csv = "csv"
     tsv = "tsv"
@@ -87,23 +87,23 @@ class DataFormat(str, Enum):
     text = "text"
 
 
-class Quoting(str, Enum):
+class Quoting(StrEnum):
     auto = "auto"
     csv = "csv"
     plain = "plain"
 
 
-class RowPolicy(str, Enum):
+class RowPolicy(StrEnum):
     error = "error"
     drop = "drop"
 
 
-class ExtraFields(str, Enum):
+class ExtraFields(StrEnum):
     error = "error"
     ignore = "ignore"
 
 
-class Split(str, Enum):
+class Split(StrEnum):
     auto = "auto"
     train = "train"
     validation = "validation"

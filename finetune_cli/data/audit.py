@@ -16,7 +16,7 @@ from finetune_cli.config.schema import DataConfig
 from finetune_cli.data.label_audit import judge_labels
 from finetune_cli.data.labels import texts
 from finetune_cli.data.roles import Roles
-from finetune_cli.data.rows import Rows, count, listed
+from finetune_cli.data.rows import BATCH, Rows, count, listed
 from finetune_cli.data.splits import Splits
 from finetune_cli.errors import UserError
 
@@ -112,7 +112,7 @@ class _Fingerprints:
 
 def _fingerprints(rows: Rows, roles: Roles) -> _Fingerprints:
     parts, empty = [], []
-    for chunk in rows.chunks():
+    for chunk in rows.chunks(BATCH):
         found = [_hashed(texts(chunk, column)) for column in (roles.text, roles.text_pair) if column]
         parts.append(found[0][0] if len(found) == 1 else found[0][0] * np.int64(1_000_003) ^ found[1][0])
         empty.append(np.logical_or.reduce([e for _, e in found]))

@@ -18,14 +18,12 @@ import pyarrow as pa
 from finetune_cli.config.schema import DataConfig, DataFormat, ExtraFields, Quoting
 from finetune_cli.data.encoding import LONGEST_CELL, Text
 from finetune_cli.data.header import column_names
-from finetune_cli.data.rows import CHUNK, NAMED, Rows, listed, of_table
+from finetune_cli.data.rows import BATCH, BYTES, NAMED, Rows, count, listed, of_table
 from finetune_cli.errors import UserError
 
 DELIMITERS = (",", "\t", ";", "|")
 NAMES = {"\t": "a tab", ",": "a comma", ";": "a semicolon", "|": "a bar", " ": "a space"}
 Quotes = Literal[0, 3]
-CHARACTERS = 32 << 20
-"""Characters of text after which a chunk becomes Arrow, however few rows it has."""
 
 
 def read_delimited(text: Text, config: DataConfig, kind: DataFormat, notes: list[str], again: Callable[[], Text] | None) -> Iterator[Rows]:
@@ -209,13 +207,13 @@ class _Reader:
     def _fill(self) -> bool:
         """Rows until a chunk is full or the input pauses; False at the end of the input."""
         rows, lines, text, pipe = self.rows, self.lines, self.text, self.text.pipe
-        limit = text.characters + CHARACTERS
+        limit = text.characters + BYTES
         if pipe and rows and not text.ready():
             return True
         for line, row in self.source:
             rows.append(row)
             lines.append(line)
-            if len(rows) >= CHUNK or text.characters > limit or (pipe and not text.ready()):
+            if len(rows) >= BATCH or text.characters > limit or (pipe and not text.ready()):
                 return True
         return False
 
@@ -291,6 +289,7 @@ class _Reader:
         if self.first_row == 1 and not self.text.pipe:
             raise UserError(f"{name} has a header but no rows", where=f"{name}:1", fix="check how the file was written")
         if self.blank:
-            self.notes.append(f"{name}: {self.blank:,} blank line{'s' * (self.blank != 1)} skipped")
+            self.notes.append(f"{name}: {count(self.blank, 'blank line')} skipped")
         if self.surplus:
-            self.notes.append(f"{name}: {self.surplus:,} rows have more than {len(self.names)} fields; the surplus is ignored")
+            has = "has" if self.surplus == 1 else "have"
+            self.notes.append(f"{name}: {count(self.surplus, 'row')} {has} more than {len(self.names)} fields; the surplus is ignored")

@@ -56,7 +56,8 @@ def open_bytes(path: str, name: str) -> BinaryIO:
         raise unreadable(error, name) from None
     packed = next((kind for start, kind in MAGIC if magic.startswith(start)), "")
     if packed == "gzip":
-        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+        raw.close()
+        return gzip.open(path)  # type: ignore[return-value]
     if packed == "zstd":
         return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")  # type: ignore[no-any-return]
     suffix = Path(path).suffix.lower()
@@ -205,13 +206,14 @@ class Text:
         """The text in blocks that never part a CR from its LF."""
         if self.head:
             yield self._passed(self.head)
-        while self._failure is None:
+        data = b"more"
+        while data and self._failure is None:
             data = self._read()
             text = self._decode(data, final=not data)
             if text:
                 yield self._passed(text)
-            if not data:
-                break
+        if not self.pipe:
+            self._stream.close()
         if self._failure is not None:
             raise self._failure
 

@@ -15,10 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from finetune_cli.data.encoding import Text
-from finetune_cli.data.rows import CHUNK, Rows, listed, of_table
+from finetune_cli.data.rows import BATCH, BYTES, Rows, count, listed, of_table
 from finetune_cli.errors import UserError
-
-CHARACTERS = 32 << 20
 
 
 class _Refused(ValueError):
@@ -46,23 +44,23 @@ def read_json_lines(text: Text, notes: list[str]) -> Iterator[Rows]:
         raise UserError(f"{text.name} is empty (0 bytes)", where=text.name, fix="check how the file was written")
     objects: list[dict[str, Any]] = []
     lines: list[int] = []
-    row, blank, limit = 1, 0, CHARACTERS
+    row, blank, limit = 1, 0, BYTES
     for number, line in enumerate(text.lines(), 1):
         if not line.strip():
             blank += 1
             continue
         objects.append(_object(line, text, number, row + len(objects)))
         lines.append(number)
-        if len(objects) >= CHUNK or text.characters > limit or (text.pipe and not text.ready()):
+        if len(objects) >= BATCH or text.characters > limit or (text.pipe and not text.ready()):
             yield table_of(objects, lines, text.name, row)
-            row, limit, objects, lines = row + len(objects), text.characters + CHARACTERS, [], []
+            row, limit, objects, lines = row + len(objects), text.characters + BYTES, [], []
     if objects:
         yield table_of(objects, lines, text.name, row)
         row += len(objects)
     if row == 1 and not text.pipe:
         raise UserError(f"{text.name} has no rows", where=text.name, fix="check how the file was written")
     if blank:
-        notes.append(f"{text.name}: {blank:,} blank line{'s' * (blank != 1)} skipped")
+        notes.append(f"{text.name}: {count(blank, 'blank line')} skipped")
 
 
 def _object(line: str, text: Text, number: int, row: int) -> dict[str, Any]:
@@ -109,7 +107,7 @@ def read_json_array(text: Text) -> Iterator[Rows]:
         raise UserError(f"{text.name} is empty (0 bytes)", where=text.name, fix="check how the file was written")
     objects: list[dict[str, Any]] = []
     lines: list[int] = []
-    row, limit = 1, CHARACTERS
+    row, limit = 1, BYTES
     for value, line in _elements(text):
         if not isinstance(value, dict):
             raise UserError(
@@ -119,9 +117,9 @@ def read_json_array(text: Text) -> Iterator[Rows]:
             )
         objects.append(value)
         lines.append(line)
-        if len(objects) >= CHUNK or text.characters > limit:
+        if len(objects) >= BATCH or text.characters > limit:
             yield table_of(objects, lines, text.name, row)
-            row, limit, objects, lines = row + len(objects), text.characters + CHARACTERS, [], []
+            row, limit, objects, lines = row + len(objects), text.characters + BYTES, [], []
     if objects:
         yield table_of(objects, lines, text.name, row)
         row += len(objects)
@@ -134,7 +132,7 @@ class _Window:
 
     def __init__(self, text: Text) -> None:
         self.blocks, self.name, self.ended = text.blocks(), text.name, False
-        self.buffer, self.at, self.line = "", 0, 1
+        self.buffer, self.at, self.line, self.left = "", 0, 1, 0
         self.newlines = io.IncrementalNewlineDecoder(None, translate=True)
 
     def more(self) -> bool:
@@ -150,8 +148,16 @@ class _Window:
                 break
             parts.append(self.newlines.decode(block))
             size += len(parts[-1])
+        if not size:
+            return False
+        self.left = self._column(self.at) - 1
         self.buffer, self.at = "".join(parts), 0
-        return size > 0
+        return True
+
+    def _column(self, at: int) -> int:
+        """From 1; ``left`` characters of the first line were dropped already."""
+        newline = self.buffer.rfind("\n", 0, at)
+        return at - newline if newline >= 0 else self.left + at + 1
 
     def step(self, to: int) -> None:
         self.line += self.buffer.count("\n", self.at, to)
@@ -171,9 +177,10 @@ class _Window:
     def error(self, what: str, at: int | None = None, fix: str = "") -> UserError:
         at = self.at if at is None else at
         line = self.line + self.buffer.count("\n", self.at, at)
-        column = at - self.buffer.rfind("\n", 0, at)
         return UserError(
-            what, where=f"{self.name}:{line}:{column}", fix=fix or "the file is a list of objects; one object a line: data.format=jsonl"
+            what,
+            where=f"{self.name}:{line}:{self._column(at)}",
+            fix=fix or "the file is a list of objects; one object a line: data.format=jsonl",
         )
 
 

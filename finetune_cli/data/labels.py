@@ -84,7 +84,7 @@ def has_several_labels(rows: Rows, roles: Roles, config: DataConfig) -> bool:
 
 
 def label_cells(rows: Rows, roles: Roles, config: DataConfig) -> list[list[str]]:
-    """The labels of each row: one; several for a list, a delimited cell or 0/1 columns; [] for none. Cells are shared: do not change them."""
+    """The labels of each row: one; several for a list, a delimited cell or 0/1 columns; [] for none. Shared, not to be changed."""
     if len(roles.labels) > 1:
         return _from_columns(rows, roles)
     cells = rows.column(roles.labels[0])

@@ -14,10 +14,8 @@ import pyarrow as pa
 
 from finetune_cli.config.schema import DataConfig
 from finetune_cli.data.encoding import LONGEST_CELL, Text
-from finetune_cli.data.rows import CHUNK, Rows, of_table
+from finetune_cli.data.rows import BATCH, BYTES, Rows, count, of_table
 from finetune_cli.errors import UserError
-
-CHARACTERS = 32 << 20
 
 
 def text_column(config: DataConfig) -> str:
@@ -31,14 +29,14 @@ def read_text(text: Text, config: DataConfig) -> Iterator[Rows]:
         raise UserError(f"{text.name} is empty (0 bytes)", where=text.name, fix="check how the file was written")
     name, row = text_column(config), 1
     cells: list[str] = []
-    limit = CHARACTERS
+    limit = BYTES
     for line in text.lines():
         cells.append(line.rstrip("\r\n"))
         if len(line) > LONGEST_CELL:
             raise _too_long(text, row + len(cells) - 1)
-        if len(cells) >= CHUNK or text.characters > limit or (text.pipe and not text.ready()):
+        if len(cells) >= BATCH or text.characters > limit or (text.pipe and not text.ready()):
             yield of_table(pa.table([pa.array(cells, pa.string())], names=[name]), text.name, np.arange(row, row + len(cells)), row)
-            row, limit, cells = row + len(cells), text.characters + CHARACTERS, []
+            row, limit, cells = row + len(cells), text.characters + BYTES, []
     if cells:
         yield of_table(pa.table([pa.array(cells, pa.string())], names=[name]), text.name, np.arange(row, row + len(cells)), row)
 
@@ -51,7 +49,7 @@ def read_pattern(text: Text, config: DataConfig, notes: list[str]) -> Iterator[R
         raise UserError(f"{text.name} is empty (0 bytes)", where=text.name, fix="check how the file was written")
     rows: list[tuple[str, ...]] = []
     lines: list[int] = []
-    row, blank, limit = 1, 0, CHARACTERS
+    row, blank, limit = 1, 0, BYTES
     for number, line in enumerate(text.lines(), 1):
         content = line.rstrip("\r\n")
         if not content.strip():
@@ -68,13 +66,13 @@ def read_pattern(text: Text, config: DataConfig, notes: list[str]) -> Iterator[R
             )
         rows.append(match.groups())
         lines.append(number)
-        if len(rows) >= CHUNK or text.characters > limit or (text.pipe and not text.ready()):
+        if len(rows) >= BATCH or text.characters > limit or (text.pipe and not text.ready()):
             yield _chunk(names, rows, lines, text.name, row)
-            row, limit, rows, lines = row + len(rows), text.characters + CHARACTERS, [], []
+            row, limit, rows, lines = row + len(rows), text.characters + BYTES, [], []
     if rows:
         yield _chunk(names, rows, lines, text.name, row)
     if blank:
-        notes.append(f"{text.name}: {blank:,} blank line{'s' * (blank != 1)} skipped")
+        notes.append(f"{text.name}: {count(blank, 'blank line')} skipped")
 
 
 def _chunk(names: list[str], rows: list[tuple[str, ...]], lines: list[int], name: str, first_row: int) -> Rows:

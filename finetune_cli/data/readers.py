@@ -5,6 +5,7 @@ The format goes by the name, then by the first bytes; both end in the same stric
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -17,7 +18,7 @@ from finetune_cli.data.encoding import Text, open_bytes
 from finetune_cli.data.hub import read_hub
 from finetune_cli.data.json_lines import looks_like_lines, read_json_array, read_json_lines
 from finetune_cli.data.plain_text import read_pattern, read_text
-from finetune_cli.data.rows import Rows, concat
+from finetune_cli.data.rows import BYTES, CHUNK, Rows, concat, packed
 from finetune_cli.data.sources import SUFFIXES, File, Hub, resolve, suffix_of
 from finetune_cli.errors import UserError
 
@@ -52,7 +53,7 @@ def read_places(
 ) -> Rows:
     """All rows of resolved places."""
     notes = [] if notes is None else notes
-    return concat([part for place in places for part in _place_rows(place, config, format, offline, notes, say)])
+    return concat([part for place in places for part in _windows(_place_rows(place, config, format, offline, notes, say), lambda: True)])
 
 
 def stream(
@@ -66,7 +67,8 @@ def stream(
 ) -> Iterator[Rows]:
     """Rows in chunks as they come, in constant memory; data rows are numbered on over all files.
 
-    ``source`` may be an open byte stream (a pipe): what has come is handed out when it pauses.
+    ``source`` may be an open byte stream (a pipe): what has come is handed out when it pauses. Under ``auto`` a name tells the format
+    before ``config.format`` does, which was said of other files.
     """
     notes = [] if notes is None else notes
     if hasattr(source, "read"):
@@ -74,9 +76,26 @@ def stream(
         return
     row = 1
     for place in resolve(source, key="input", split="test", notes=notes):
-        for part in _place_rows(place, config, format, offline, notes, say):
+        wanted = (
+            config.format if format is DataFormat.auto and isinstance(place, File) and suffix_of(place.path) not in SUFFIXES else format
+        )
+        told = dataclasses.replace(config, format=wanted)
+        for part in _windows(_place_rows(place, told, None, offline, notes, say), lambda: True):
             yield Rows(part.table, part.files, part.file_of, part.line_of, np.arange(row, row + len(part), dtype=np.int64))
             row += len(part)
+
+
+def _windows(parts: Iterator[Rows], ready: Callable[[], bool]) -> Iterator[Rows]:
+    """Small batches joined to windows of up to 65,536 rows, or what has come when the input is not ready with more."""
+    held: list[Rows] = []
+    for part in parts:
+        held.append(part)
+        full = sum(map(len, held)) >= CHUNK or sum(p.table.nbytes for p in held) > BYTES
+        if full or not ready():
+            yield packed(concat(held))
+            held = []
+    if held:
+        yield packed(concat(held))
 
 
 def _place_rows(
@@ -177,4 +196,4 @@ def _piped(source: BinaryIO, config: DataConfig, format: DataFormat, notes: list
         kind = DataFormat.jsonl if text.head.startswith("{") else DataFormat.text
     if text.empty:
         return
-    yield from _text_rows(text, config, kind, notes, None)
+    yield from _windows(_text_rows(text, config, kind, notes, None), text.ready)

@@ -28,9 +28,9 @@ def find_roles(rows: Rows, config: DataConfig, *, labelled: bool, pairs: bool = 
     texts = _named_texts(config, pairs)
     labels = _names(config.label, "data.label") if labelled else []
     for key, name in [("data.text", texts[0] if texts else None), ("data.text_pair", texts[1] if len(texts) > 1 else None)]:
-        _require(rows, key, name)
+        require(rows, key, name)
     for name in labels:
-        _require(rows, "data.label", name)
+        require(rows, "data.label", name)
     taken = {*texts, *labels, *(name for name in (config.group, config.time) if name)}
     if not texts:
         texts = _infer_texts(rows, taken, labels, labelled, pairs, notes)
@@ -72,7 +72,8 @@ def _columns(rows: Rows) -> str:
     return ", ".join(names[:30]) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
 
 
-def _require(rows: Rows, key: str, name: str | None) -> None:
+def require(rows: Rows, key: str, name: str | None) -> None:
+    """An error with the nearest name where ``name`` is no column."""
     if name is None or rows.has(name):
         return
     by_plain = {plain(column): column for column in rows.columns}

@@ -5,6 +5,8 @@ A fraction is a function of the files, the options and the seed, so ``eval`` fin
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import re
 from collections.abc import Collection
@@ -16,11 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from finetune_cli.config.schema import DataConfig, RowPolicy
+from finetune_cli.data.grouping import group_codes, shared_groups, times
 from finetune_cli.data.labels import has_several_labels, label_cells, missing
-from finetune_cli.data.partition import Parts, by_time, grouped, shuffled, sizes, stratified
+from finetune_cli.data.partition import Parts, by_time, grouped, shuffled, stratified
 from finetune_cli.data.readers import Say, read_places
-from finetune_cli.data.roles import Roles, find_roles
-from finetune_cli.data.rows import Rows, count, listed
+from finetune_cli.data.roles import Roles, find_roles, require
+from finetune_cli.data.rows import Rows, count
 from finetune_cli.data.sources import File, Hub, resolve, sha256
 from finetune_cli.errors import UserError
 from finetune_cli.randomness import generator
@@ -105,11 +108,19 @@ class _Loading:
         for name, found in places.items():
             before = [(os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns) for p in found if isinstance(p, File)]
             self.sources[name] = {p.name: sha256(p.path, p.name) for p in found if isinstance(p, File)}
-            rows = read_places(found, self.config, offline=self.offline, notes=self.notes, say=self.say)
+            rows = read_places(found, self._config(), offline=self.offline, notes=self.notes, say=self.say)
             if before != [(os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns) for p in found if isinstance(p, File)]:
                 raise UserError("a file changed while it was read", where=f"data.{name}", fix="wait until it is written, then start again")
+            self.sources[name] |= {p.name: table_digest(rows, p.name) for p in found if isinstance(p, Hub)}
             self.rows[name] = self._with_roles(name, rows)
         _refuse_same_bytes(self.sources, self.notes)
+
+    def _config(self) -> DataConfig:
+        """The options, with the columns that the first split was found to have asked for in the others."""
+        if self.roles is None:
+            return self.config
+        text = [self.roles.text, self.roles.text_pair] if self.roles.text_pair else self.roles.text
+        return dataclasses.replace(self.config, text=text, text_pair=None, label=list(self.roles.labels) or None)
 
     def _with_roles(self, name: str, rows: Rows) -> Rows:
         """Finds the columns in the first split and checks them in the others; settles rows without a label."""
@@ -117,11 +128,13 @@ class _Loading:
             self.roles, notes = self._first_roles(name, rows)
             self.notes += notes
         has_labels = bool(self.roles.labels) and all(rows.has(label) for label in self.roles.labels)
-        self._require(name, rows, [self.roles.text, *([self.roles.text_pair] if self.roles.text_pair else [])])
+        require(rows, "data.text", self.roles.text)
+        require(rows, "data.text_pair", self.roles.text_pair)
         if not self.labelled:
             return rows
         if not has_labels and name != "test":
-            self._require(name, rows, list(self.roles.labels))
+            for label in self.roles.labels:
+                require(rows, "data.label", label)
         if not has_labels:
             self.notes.append(f"{name} carries no labels: it is not scored")
             return rows
@@ -137,12 +150,6 @@ class _Loading:
             named = self.config.label
             labels = tuple(map(str, named if isinstance(named, (list, tuple)) else [named])) if named is not None else ()
             return Roles(roles.text, roles.text_pair, labels), notes
-
-    def _require(self, name: str, rows: Rows, columns: list[str]) -> None:
-        for column in columns:
-            if not rows.has(column):
-                find_roles(rows, _naming(self.config, column), labelled=False, pairs=self.pairs)
-                raise AssertionError(f"{column!r} of {name} is missing and was found")
 
     def _settle_missing(self, name: str, rows: Rows) -> Rows:
         """Rows without a label: an error, dropped and counted, or a test split that has none at all."""
@@ -200,15 +207,15 @@ class _Loading:
         if config.group and config.time:
             raise UserError("data.group and data.time are both set", where="data.time", fix="keep one of them")
         if config.group:
-            self._require("train", rows, [config.group])
-            codes = _codes(rows, config.group)
+            require(rows, "data.group", config.group)
+            codes = group_codes(rows, config.group)
             if len(np.unique(codes)) <= len(shares):
                 raise UserError(
                     f"column {config.group!r} has too few groups to split", where="data.group", fix="name another column, or give files"
                 )
             return grouped(codes, shares, self.seed), f"whole groups of {config.group!r}, seed {self.seed}"
         if config.time:
-            self._require("train", rows, [config.time])
+            require(rows, "data.time", config.time)
             return by_time(times(rows, config.time), shares), f"the latest by {config.time!r}"
         labels = self._strata(rows) if self.labelled and self.stratify else None
         if labels is None:
@@ -241,15 +248,16 @@ class _Loading:
         assert self.roles is not None
         rows = {name: self.rows[name] for name in NAMES if name in self.rows and name in wanted}
         if self.config.group and "train" in rows:
-            self.notes += _shared_groups(rows, self.config.group)
+            self.notes += shared_groups(rows, self.config.group)
         return Splits(rows, self.roles, tuple(dict.fromkeys(self.notes)), self.sources, frozenset(self.carry & set(rows)))
 
 
-def _naming(config: DataConfig, column: str) -> DataConfig:
-    """The config with one column asked for, to get the error that names its neighbours."""
-    import dataclasses
-
-    return dataclasses.replace(config, text=column, text_pair=None, label=None, group=None, time=None)
+def table_digest(rows: Rows, name: str) -> str:
+    """SHA-256 of the rows of one hub dataset, which has no file here."""
+    digest = hashlib.sha256()
+    for batch in rows.take(np.flatnonzero(rows.file_of == rows.files.index(name))).table.to_batches():
+        digest.update(batch.serialize())
+    return digest.hexdigest()
 
 
 def _all_minus_one(rows: Rows, roles: Roles) -> bool:
@@ -258,65 +266,6 @@ def _all_minus_one(rows: Rows, roles: Roles) -> bool:
         return False
     cells = rows.column(roles.labels[0])
     return bool(pa.types.is_integer(cells.type) and pc.all(pc.equal(cells, -1)).as_py())
-
-
-def _codes(rows: Rows, column: str) -> np.ndarray:
-    """Groups as codes from 0 in order of first occurrence; a row without a group is a group of its own."""
-    encoded = rows.column(column).combine_chunks().dictionary_encode()
-    values = encoded.dictionary.to_pylist()
-    codes = np.asarray(encoded.indices.fill_null(-1), dtype=np.int64)
-    alone = codes < 0
-    if "" in values:
-        alone |= codes == values.index("")
-    codes = codes.copy()
-    codes[alone] = len(values) + np.arange(int(alone.sum()))
-    return np.unique(codes, return_inverse=True)[1].astype(np.int64)
-
-
-def times(rows: Rows, column: str) -> np.ndarray:
-    """[N] float64: seconds or whatever number the column holds; text must be ISO 8601 or all numbers."""
-    cells = rows.column(column)
-    if pa.types.is_timestamp(cells.type) or pa.types.is_date(cells.type):
-        cells = cells.cast(pa.timestamp("us")).cast(pa.int64())
-    bad = np.flatnonzero(np.asarray(cells.is_null()))
-    if len(bad):
-        raise UserError(f"{column!r} is empty; rows are split by it", where=rows.named(bad), fix="complete the rows, or data.time=null")
-    if pa.types.is_integer(cells.type) or pa.types.is_floating(cells.type):
-        return np.asarray(cells, dtype=np.float64)
-    try:
-        return np.asarray(cells.cast(pa.float64()), dtype=np.float64)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return np.array([_seconds(rows, column, i, value) for i, value in enumerate(cells.to_pylist())])
-
-
-def _seconds(rows: Rows, column: str, at: int, value: Any) -> float:
-    from datetime import UTC, datetime
-
-    try:
-        moment = datetime.fromisoformat(str(value).strip())
-    except ValueError:
-        raise UserError(
-            f"{column!r} is {value!r}; expected a date such as 2024-05-31", where=rows.where(at), fix="write dates as ISO 8601"
-        ) from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _shared_groups(rows: dict[str, Rows], column: str) -> list[str]:
-    """Notes on groups that stand in train and in another split, as given files may have it."""
-    if not rows["train"].has(column):
-        return []
-    own = pc.unique(rows["train"].column(column))
-    notes = []
-    for name, part in rows.items():
-        if name == "train" or not part.has(column):
-            continue
-        theirs = pc.unique(part.column(column))
-        shared = theirs.filter(pc.is_in(theirs.cast(own.type), value_set=own))
-        if len(shared):
-            notes.append(
-                f"{name}: {count(len(shared), 'group')} of {column!r} also stand in train: {listed([repr(v) for v in shared.to_pylist()])}"
-            )
-    return notes
 
 
 def _refuse_same_path(places: dict[str, list[File | Hub]]) -> None:
@@ -347,6 +296,3 @@ def _same(name: str, one: str, other: str) -> UserError:
         where=f"data.{other}",
         fix=f"data.{other}=0.1 splits rows off",
     )
-
-
-__all__ = ["NAMES", "Splits", "fraction", "load_splits", "sizes", "times"]

@@ -159,7 +159,7 @@ class Trainer:
             for turn, sums in enumerate(objective(self.model, batch.to(self.device.device))):
                 loss = torch.stack([value / weights[name] for name, value in sums.items()]).sum()
                 scaler = self.updater.scaler
-                (loss if scaler is None else scaler.scale(loss)).backward()
+                torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
                 if turn == 0:
                     total += loss.detach()
         return total

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_cli import randomness
+from finetune_cli.metrics.names import ORDER
 
 Floats = npt.NDArray[np.float64]
 Rows = slice | npt.NDArray[np.int64]
@@ -53,7 +54,8 @@ def values(measures: Measures) -> dict[str, float]:
     found = dict(measures.plain(once))
     if measures.ranked is not None:
         found |= measures.ranked(once)
-    return {name: float(value[0]) for name, value in found.items()}
+    ordered = sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    return {name: float(found[name][0]) for name in ordered}
 
 
 def score(build: Callable[[Rows], Measures], n: int, *, seed: int, resamples: int = RESAMPLES) -> dict[str, Entry]:

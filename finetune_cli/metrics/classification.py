@@ -88,7 +88,7 @@ def multilabel_measures(
 
 def _count(group: Ints, w: Floats, k: int) -> Floats:
     """How often each of ``k`` groups counts, [R, k]; group number ``k`` is dropped."""
-    return np.stack([np.bincount(group, weights=row, minlength=k + 1)[:k] for row in w])
+    return np.stack([np.bincount(group, weights=row, minlength=k + 1)[:k].astype(np.float64) for row in w])
 
 
 def _from_counts(hits: Floats, given: Floats, true: Floats, *, all_labels: bool = False) -> dict[str, Floats]:

@@ -12,6 +12,11 @@ _HIGHER = (
     *("mcc", "roc_auc", "pr_auc", "r2", "pearson", "spearman", "entity_f1", "entity_precision", "entity_recall"),
     *("bleu", "chrf", "rouge1", "rouge2", "rougeL", "mrr", "map"),
 )
+ORDER = (
+    *("loss", "accuracy", "f1", "precision", "recall", "f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro"),
+    *("mcc", "roc_auc", "pr_auc", "log_loss", "ece", "brier", "mae", "rmse", "r2", "pearson", "spearman"),
+)
+"""The order in which scores are told."""
 DIRECTIONS: dict[str, Direction] = {**dict.fromkeys(_LOWER, "min"), **dict.fromkeys(_HIGHER, "max")}
 """Every metric's better direction (``recall_at_K`` and ``ndcg_at_K`` carry a number, see ``better``)."""
 

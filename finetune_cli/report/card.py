@@ -94,7 +94,8 @@ def _quoted(text: str) -> str:
 
 def _usage(pipeline: str | None, auto_class: str) -> str:
     if pipeline:
-        return f'from transformers import pipeline\n\nmodel = pipeline("{pipeline}", model="PATH_OF_THIS_DIRECTORY")\nprint(model("Some text"))'
+        load = f'model = pipeline("{pipeline}", model="PATH_OF_THIS_DIRECTORY")'
+        return f'from transformers import pipeline\n\n{load}\nprint(model("Some text"))'
     lines = [
         "import torch",
         f"from transformers import {auto_class}, AutoTokenizer",
@@ -115,12 +116,13 @@ def _files(files: Mapping[str, Mapping[str, str]]) -> str:
 def _limits(scores: Mapping[str, Mapping[str, Entry]], rows: Mapping[str, int]) -> str:
     """What nobody should read into the scores."""
     scored = [f"{max((e['n'] for e in found.values()), default=0):,} {words(split)} rows" for split, found in scores.items()]
+    calibrated = any("ece" in found for found in scores.values())
     lines = [
         f"It learnt from {rows.get('train', 0):,} rows; texts of another kind, time, source or language were not tried.",
         f"Its scores rest on {' and '.join(scored)}; the intervals cover the luck of drawing those rows, not the luck of the training seed."
         if scored
         else "",
         "It repeats the habits and prejudices of its training rows and of the model it started from.",
-        "Probabilities are honest only as far as the calibration error (ece) says." if any("ece" in found for found in scores.values()) else "",
+        "Probabilities are honest only as far as the calibration error (ece) says." if calibrated else "",
     ]
     return "\n".join(f"- {line}" for line in lines if line)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_cli.metrics import DIRECTIONS, Entry
-from finetune_cli.tasks.sections import Curve, Section, Series, Table
+from finetune_cli.tasks.sections import Curve, Heatmap, Section, Series, Table
 
 _SHOWN = ("accuracy", "f1", "f1_macro", "f1_micro", "mcc", "roc_auc", "pr_auc", "entity_f1", "r2", "pearson", "spearman")
 """Metrics between 0 and 1, higher better, that share one plot."""
 _MOST_LINES = 4
+_MOST_PAIRS = 40
 _SMOOTH_FROM = 24
 """Logged losses from which a smoothed line is drawn over them."""
 
@@ -105,7 +106,7 @@ def score_table(report: Report) -> Table:
     metrics = list(dict.fromkeys(metric for split in splits for metric in report.scores[split]))
     if report.headline in metrics:
         metrics = [report.headline, *(m for m in metrics if m != report.headline)]
-    columns = ["metric", *(part for split in splits for part in (split, f"{split}, 95 % interval")), *free]
+    columns = ["metric", *(part for split in splits for part in (split, "95 % interval")), *free]
     rows = []
     for metric in metrics:
         cells: list[Any] = [f"{metric} {'↓' if DIRECTIONS.get(metric) == 'min' else '↑'}"]
@@ -130,6 +131,21 @@ def _remarks(report: Report, splits: Sequence[str]) -> list[str]:
         if entry["value"] is None and entry.get("note"):
             missing.setdefault((split, entry["note"]), []).append(metric)
     return remarks + [f"{split}: {', '.join(names)} not defined, {note}." for (split, note), names in missing.items()]
+
+
+def most_confused(section: Heatmap) -> Table:
+    """The largest cells off the diagonal, for a matrix too large to look at."""
+    found = [
+        (value, value / sum(values), name, other)
+        for name, values in zip(section.rows, section.values, strict=True)
+        for other, value in zip(section.columns, values, strict=True)
+        if name != other and value > 0
+    ]
+    largest = sorted(found, key=lambda pair: (-pair[0], -pair[1]))[:_MOST_PAIRS]
+    columns = [section.row_label, section.column_label, "rows", "share of the row"]
+    rows = [[name, other, int(value) if float(value).is_integer() else value, share] for value, share, name, other in largest]
+    note = f"The {len(rows)} largest of {len(section.rows):,} by {len(section.columns):,} cells. {section.note}".strip()
+    return Table(section.title, columns, rows, note)
 
 
 def interval(entry: Mapping[str, Any]) -> str | None:
@@ -176,7 +192,7 @@ def learning_curves(report: Report) -> list[Curve]:
     curves = [Curve("Loss", "step", "loss", loss_lines)] if loss_lines else []
     curves += [Curve(f"Validation {other}", "step", other, [monitored])] if monitored else []
     curves += [Curve("Validation metrics", "step", "score", metrics)] if metrics else []
-    return curves + [Curve(title, "step", line.name, [line]) for title, line in single.items() if line]
+    return curves + [Curve(title, "step", line.name, [line], from_zero=True) for title, line in single.items() if line]
 
 
 def _series(records: Sequence[Mapping[str, Any]], key: str, name: str) -> Series | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -11,7 +12,17 @@ from markupsafe import Markup
 
 from finetune_cli import metrics
 from finetune_cli.report import plots
-from finetune_cli.report.content import Report, best_step, decimals, interval, learning_curves, score_table, standings, verdict
+from finetune_cli.report.content import (
+    Report,
+    best_step,
+    decimals,
+    interval,
+    learning_curves,
+    most_confused,
+    score_table,
+    standings,
+    verdict,
+)
 from finetune_cli.report.wording import LONGEST_TEXT, cell, clean, cut, is_number
 from finetune_cli.tasks.sections import Bars, Cell, Curve, Examples, Heatmap, Reliability, Scatter, Section, Table
 
@@ -20,8 +31,14 @@ Shown = dict[str, Any]
 
 _WIDE_MATRIX = 7
 """From this many columns a matrix takes the whole width."""
-_TILTED = 9
-"""From this many columns, or from names this long, the names of a matrix's columns stand upright."""
+_OTHERS = 6
+"""So many further scores stand in the headline of a report without baselines."""
+_SHORT = 28
+"""A cell of at most so many characters is not broken over lines."""
+_WIDEST_MATRIX = 64
+"""Beyond this many columns only the largest errors of a matrix are listed."""
+_ROOM = 90
+"""Characters that the names of a wide matrix's columns may take; longer ones are turned."""
 
 
 def page(report: Report) -> str:
@@ -32,11 +49,16 @@ def page(report: Report) -> str:
         report=report,
         headline=_headline(report),
         scores=_table(score_table(report), marks=False),
-        curves=[_curve(plot, mark) for plot in learning_curves(report)],
-        sections=[_section(section) for section in report.sections],
+        curves=_arranged([_curve(plot, mark if _is_scored(plot) else None) for plot in learning_curves(report)]),
+        sections=_arranged([_section(section) for section in report.sections]),
         data=_table(report.data_table) if report.data_table else None,
     )
     return html
+
+
+def _is_scored(plot: Curve) -> bool:
+    """Whether a curve shows what the best checkpoint was chosen among."""
+    return plot.title.startswith(("Loss", "Validation"))
 
 
 @cache
@@ -74,6 +96,11 @@ def _headline(report: Report) -> Shown:
         "lower": metrics.DIRECTIONS.get(report.headline) == "min",
         "bars": bars if len(bars) > 1 else [],
         "verdict": verdict(report),
+        "others": [
+            {"name": metrics.title(name), "value": cell(other["value"]), "interval": interval(other)}
+            for name, other in report.scores.get(report.split, {}).items()
+            if name not in ("loss", report.headline) and other["value"] is not None
+        ][:_OTHERS],
     }
 
 
@@ -84,14 +111,28 @@ def _share(value: float, top: float) -> str:
     return f"{max(0.0, min(1.0, value / top)) * 100:.2f}%"
 
 
+def _arranged(cards: list[Shown]) -> list[Shown]:
+    """Wide tables first, then the plots in two columns without a hole, then what is to be read."""
+    read = [card for card in cards if card["kind"] == "examples"]
+    wide = [card for card in cards if card["wide"] and card["kind"] != "examples"]
+    narrow = [card for card in cards if not card["wide"]]
+    tall = next((card for card in narrow if card.get("tall")), None)
+    if len(narrow) % 2 and len(narrow) > 1 and tall:
+        narrow.remove(tall)
+        narrow.insert(1, tall | {"span": True})
+    elif len(narrow) % 2:
+        narrow[-1] = narrow[-1] | {"wide": narrow[-1]["kind"] == "bars"}
+    return [*wide, *narrow, *read]
+
+
 def _section(section: Section) -> Shown:
     """The card of one section."""
     if isinstance(section, Table):
         return _table(section)
     if isinstance(section, Examples):
-        return _table(section, longest=LONGEST_TEXT) | {"kind": "examples"}
+        return _table(section, longest=LONGEST_TEXT, marks=False) | {"kind": "examples"}
     if isinstance(section, Heatmap):
-        return _heatmap(section)
+        return _heatmap(section) if len(section.columns) <= _WIDEST_MATRIX else _table(most_confused(section))
     if isinstance(section, Bars):
         return _bars(section)
     if isinstance(section, Curve):
@@ -108,14 +149,14 @@ def _table(table: Table | Examples, *, longest: int = 160, marks: bool = True) -
     return {
         "kind": "table",
         "title": table.title,
-        "note": table.note,
+        "note": _sentence(table.note),
         "columns": [{"name": cut(clean(name)), "number": n} for name, n in zip(table.columns, numeric, strict=True)],
         "rows": [
             [
                 {
                     "text": cell(value, longest),
                     "number": n,
-                    "long": isinstance(value, str) and len(value) > 40,
+                    "long": isinstance(value, str) and len(value) > _SHORT,
                     "share": f"{float(value) * 100:.1f}%" if s and isinstance(value, float) and math.isfinite(value) else None,
                 }
                 for value, n, s in zip(row, numeric, shares, strict=True)
@@ -135,6 +176,7 @@ def _heatmap(section: Heatmap) -> Shown:
     """A table whose cells are shaded by their share of the row; the diagonal, where rows and columns are the same, in another colour."""
     square = list(section.rows) == list(section.columns)
     names = [cut(clean(name), 40) for name in section.columns]
+    wide = len(names) >= _WIDE_MATRIX
     rows = []
     for i, (name, values) in enumerate(zip(section.rows, section.values, strict=True)):
         total = sum(values)
@@ -143,14 +185,15 @@ def _heatmap(section: Heatmap) -> Shown:
     return {
         "kind": "heatmap",
         "title": section.title,
-        "note": section.note,
+        "note": _sentence(section.note),
         "columns": names,
         "rows": rows,
         "row_label": section.row_label,
         "column_label": section.column_label,
-        "tilted": len(names) >= _TILTED or any(len(name) > 12 for name in names),
+        "tilted": sum(max(4, _width(name)) for name in names) > (_ROOM if wide else _ROOM // 3),
+        "upright": any(_width(name) > len(name) for name in names),
         "small": len(names) > 16,
-        "wide": len(names) >= _WIDE_MATRIX,
+        "wide": wide,
     }
 
 
@@ -163,6 +206,11 @@ def _heat(value: float, share: float, right: bool) -> Shown:
     }
 
 
+def _width(text: str) -> int:
+    """Columns that a text takes; Chinese, Japanese and Korean letters take two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
 def _whole(value: float) -> float | int:
     return int(value) if float(value).is_integer() else float(value)
 
@@ -172,11 +220,15 @@ def _bars(section: Bars) -> Shown:
     top = max([v for v in section.values if math.isfinite(v)], default=0.0) or 1.0
     counts: Sequence[int | None] = section.counts or [None] * len(section.names)
     bars = [
-        {"name": cut(clean(name), 60), "value": cell(float(value)), "width": _share(value, top), "count": count}
+        {"name": cut(clean(name), 60), "value": cell(float(value)), "width": _share(value, top).removesuffix("%"), "count": count}
         for name, value, count in zip(section.names, section.values, counts, strict=True)
     ]
-    shown = {"kind": "bars", "title": section.title, "note": section.note, "bars": bars, "wide": False}
+    shown = {"kind": "bars", "title": section.title, "note": _sentence(section.note), "bars": bars, "wide": False}
     return shown | {"x_label": section.x_label, "y_label": section.y_label, "counted": bool(section.counts)}
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if not text or text.endswith(".") else ".")
 
 
 def _curve(plot: Curve, mark: tuple[float, str] | None) -> Shown:
@@ -184,15 +236,14 @@ def _curve(plot: Curve, mark: tuple[float, str] | None) -> Shown:
         {"name": clean(line.name), "colour": colour, "faint": any(o.name == f"{line.name}, smoothed" for o in plot.series)}
         for line, colour in zip(plot.series, plots.colours(plot), strict=True)
     ]
-    drawn = plots.curve(plot, mark=mark)
-    return {"kind": "plot", "title": plot.title, "note": plot.note, "svg": drawn, "keys": keys if len(keys) > 1 else [], "wide": False}
+    shown = {"kind": "plot", "title": plot.title, "note": _sentence(plot.note), "svg": plots.curve(plot, mark=mark), "wide": False}
+    return shown | ({"legend": keys} if len(keys) > 1 else {"y_label": plot.y_label} if plot.y_label != plot.title.lower() else {})
 
 
 def _drawn(section: Reliability | Scatter) -> Shown:
     svg = plots.reliability(section) if isinstance(section, Reliability) else plots.scatter(section)
-    note = section.note
+    note = _sentence(section.note)
     if isinstance(section, Reliability):
-        note = f"{note}. " if note and not note.endswith(".") else f"{note} " if note else ""
-        note += "On the dashed line probabilities are honest; points below it are too sure. Grey: how the rows are spread."
-    title_ = {"y_label": "share that was right" if isinstance(section, Reliability) else section.y_label}
-    return {"kind": "plot", "title": section.title, "note": note, "svg": svg, "keys": [], "wide": False} | title_
+        note += " On the dashed line probabilities are honest; points below it are too sure. Grey: how the rows are spread."
+    y_label = "share that was right" if isinstance(section, Reliability) else section.y_label
+    return {"kind": "plot", "title": section.title, "note": note, "svg": svg, "y_label": y_label, "wide": False, "tall": True}

@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 
 from finetune_cli import metrics
-from finetune_cli.report.content import Report, best_step, interval, learning_curves, score_table, verdict
+from finetune_cli.report.content import Report, best_step, interval, learning_curves, most_confused, score_table, verdict
 from finetune_cli.report.wording import LONGEST_TEXT, cell, clean, is_number
 from finetune_cli.tasks.sections import Bars, Cell, Curve, Examples, Heatmap, Reliability, Scatter, Section, Table
 
-_MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$:@])|^(\s*)([-=])|^(\s*\d+)([.)])")
+_MARKS = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|^[-+=#]")
+"""What could be markup where it stands: emphasis, code, links, tables, formulas, and at the start of a line headings and lists."""
+_NUMBERED = re.compile(r"^(\d+)([.)])(?=\s|$)")
 _MOST_STEPS = 30
 _MOST_COLUMNS = 24
 
@@ -39,7 +41,7 @@ def words(text: str) -> str:
     """One line of text in which nothing is markup."""
     line = " ".join(clean(text).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKS.sub(lambda m: "".join(f"\\{g}" if i in (0, 2, 4) else g for i, g in enumerate(m.groups()) if g), line)
+    return _NUMBERED.sub(r"\1\\\2", _MARKS.sub(r"\\\g<0>", line))
 
 
 def fenced(text: str, language: str) -> str:
@@ -76,8 +78,8 @@ def _headline(report: Report) -> list[str]:
 
 
 def _section(section: Section) -> str:
-    body = _body(section)
-    return "\n\n".join(filter(None, [f"### {words(section.title)}", body, words(section.note)]))
+    listed = isinstance(section, Heatmap) and len(section.columns) > _MOST_COLUMNS
+    return "\n\n".join(filter(None, [f"### {words(section.title)}", _body(section), "" if listed else words(section.note)]))
 
 
 def _body(section: Section) -> str:
@@ -99,7 +101,7 @@ def _body(section: Section) -> str:
 
 def _heatmap(section: Heatmap) -> str:
     if len(section.columns) > _MOST_COLUMNS:
-        return f"{len(section.rows)} by {len(section.columns)}: the matrix is in index.html."
+        return _table(most_confused(section))
     counts = [[int(v) if float(v).is_integer() else float(v) for v in values] for values in section.values]
     rows = [[name, *values] for name, values in zip(section.rows, counts, strict=True)]
     return grid([f"{section.row_label} \\ {section.column_label}", *section.columns], rows)

@@ -16,9 +16,9 @@ from finetune_cli.report.wording import clean, cut
 from finetune_cli.tasks.sections import Curve, Reliability, Scatter, Series
 
 WIDTH, HEIGHT = 460, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 18, 34
 _MOST_POINTS = 500
-_DOTS = 40
+_DOTS = 16
 """Lines of at most so many points show each of them."""
 
 
@@ -39,7 +39,8 @@ def curve(plot: Curve, *, mark: tuple[float, str] | None = None) -> Markup:
     """Lines over a common axis; ``mark`` is an upright line with a word. A line that has a smoothed companion is drawn faintly."""
     lines = [thinned(line) for line in plot.series]
     xs, ys = [x for line in lines for x in line.x], [y for line in lines for y in line.y]
-    x, y = _axis(xs, _LEFT, WIDTH - _RIGHT, tight=True), _axis(ys, HEIGHT - _BOTTOM, _TOP)
+    x = _axis(xs, _LEFT, WIDTH - _RIGHT, tight=True)
+    y = _axis([0.0, *ys] if plot.from_zero else ys, HEIGHT - _BOTTOM, _TOP)
     body = [_frame(x, y, plot.x_label, whole=all(float(v).is_integer() for v in xs))]
     if mark is not None and x.low <= mark[0] <= x.high:
         body.append(_mark(x(mark[0]), mark[1]))
@@ -147,7 +148,7 @@ def _line(line: Series, x: Axis, y: Axis, colour: int, *, faint: bool = False, d
 def _mark(at: float, word: str) -> Markup:
     left = at > WIDTH * 0.8
     line = _raw('<line class="mark" x1="{0}" y1="{1}" x2="{0}" y2="{2}"/>', at, _TOP, HEIGHT - _BOTTOM)
-    return line + _text(at + (-6 if left else 6), _TOP + 10, word, "end" if left else "start", "name")
+    return line + _text(at, _TOP - 6, word, "end" if left else "middle", "name")
 
 
 def _svg(body: Markup, title: str, *, height: int = HEIGHT) -> Markup:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune_cli.config.schema import RunConfig
-from finetune_cli.errors import UserError
+from finetune_cli.errors import MachineError, UserError
 from finetune_cli.run import layout, reading
 from finetune_cli.run.claim import claim, numbered, unwritable
 from finetune_cli.run.privacy import command_line
@@ -78,7 +78,7 @@ class Run:
         path = Path(os.path.expanduser(path))
         if not layout.is_run(path):
             raise UserError("no run here (no config.yaml)", where=str(path), fix="name a directory that ftune train made")
-        run = cls(path, root=None if root is None else Path(root), fs=fs, keep=keep)
+        run = cls(path, root=layout.root_of(path) if root is None else Path(root), fs=fs, keep=keep)
         run._started = str(run.status().get("started", run._started))
         return run
 
@@ -127,7 +127,7 @@ class Run:
             write_whole(self.fs, self.path / name, data, durable=durable)
 
     def write_config(self, text: str) -> None:
-        """The resolved config; with it the run exists for ``open``, ``find`` and resume."""
+        """The resolved config; with it the run exists for ``open``, ``find`` and resume, so it is the last of the first files."""
         self._write(layout.CONFIG, reading.utf8(text))
 
     @property
@@ -162,19 +162,24 @@ class Run:
         return reading.object(self.path / layout.METRICS)
 
     def write_error(self, text: str) -> None:
-        """The traceback of a bug (exit 1)."""
-        self._write(layout.ERROR, reading.utf8(text))
+        """The traceback of a bug (exit 1), as far as the disk lets us."""
+        with contextlib.suppress(MachineError):
+            self._write(layout.ERROR, reading.utf8(text))
 
     # -- state -----------------------------------------------------------------------------------------------------------------
 
     def set_status(self, state: State, *, step: int, code: int | None = None) -> None:
-        """How the run stands. ``running`` is a sign of life: cheap, and written at most every ten seconds."""
+        """How the run stands. ``running`` is a sign of life: cheap, and written at most every ten seconds.
+
+        A bad end is written as far as the disk lets us: a full one must not hide what ended the run.
+        """
         running = state == "running"
         if running and time.monotonic() - self._last_sign < LIFE_SECONDS:
             return
         self._last_sign = time.monotonic() if running else -LIFE_SECONDS
         status = {"state": state, "step": step, "exit_code": code, "pid": os.getpid(), "host": socket.gethostname()}
-        self._write(layout.STATUS, json_bytes({**status, "started": self._started, "time": _now()}), durable=not running)
+        with contextlib.suppress(*() if state in ("running", "done") else (MachineError,)):
+            self._write(layout.STATUS, json_bytes({**status, "started": self._started, "time": _now()}), durable=not running)
 
     def status(self) -> dict[str, Any]:
         """The last status; empty if there is none. State ``running`` while we hold the lock: that process died without a word."""
@@ -255,7 +260,11 @@ class Run:
         return self.path / layout.REPORT
 
     def write_model(self, files: Mapping[str, Content]) -> Path:
-        """Makes ``model/`` whole, in place of any before; files given as paths share their bytes where possible."""
+        """Makes ``model/`` whole, in place of any before; files given as paths share their bytes where possible.
+
+        Space that was reserved for it is given back first.
+        """
+        self.release_reserve()
         with disk_trouble(self.fs, "writing the model", self.model_dir):
             write_folder(self.fs, self.model_dir, files, link=True)
         return self.model_dir
@@ -283,7 +292,7 @@ class Run:
             return self.fs.allocate(path, size)
 
     def release_reserve(self) -> None:
-        """Gives reserved space back, just before the final model is written; without any it does nothing."""
+        """Gives reserved space back; without any it does nothing."""
         path = self.path / layout.RESERVE
         with disk_trouble(self.fs, "releasing reserved space", path):
             discard(self.fs, path)

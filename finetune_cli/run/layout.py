@@ -30,7 +30,7 @@ RESERVE = ".reserve"
 LATEST = "latest"
 SWEEPS = "sweeps"
 OUTSIDE_EVALUATIONS = "evals"
-EARLY = {LOCK, LOG, COMMAND, STATUS, ERROR, RESERVE}
+EARLY = {LOCK, LOG, COMMAND, MANIFEST, STATUS, ERROR, RESERVE}
 """What a run may hold before its config is written; a directory with nothing else holds no run."""
 OF_THE_DISK = {"lost+found", ".DS_Store", "Thumbs.db"}
 """What systems put into empty directories."""
@@ -40,6 +40,14 @@ STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d{4}-")
 def is_run(path: Path) -> bool:
     """Whether a directory is a run that began: it has a config and what only a run has beside it."""
     return os.path.isfile(path / CONFIG) and any(os.path.exists(path / name) for name in (STATUS, COMMAND, LOCK))
+
+
+def root_of(path: Path) -> Path | None:
+    """The root that a run of ours lies under, told by its name; None where the user chose the directory."""
+    path = Path(os.path.abspath(path))
+    if path.parent.parent.name == SWEEPS:
+        return path.parent.parent.parent
+    return path.parent if STAMP.match(path.name) else None
 
 
 def is_unused(path: Path) -> bool:

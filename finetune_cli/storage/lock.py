@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from finetune_cli.errors import UserError
 from finetune_cli.storage.files import BINARY, cause
@@ -88,7 +89,7 @@ class Lock:
         if handle >= 0:
             os.close(handle)
 
-    def __enter__(self) -> Lock:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

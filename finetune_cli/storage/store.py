@@ -70,7 +70,8 @@ class Store:
             raise ValueError(f"{MANIFEST} cannot be read: {error.strerror}") from error
         except (ValueError, RecursionError):
             raise ValueError(f"{MANIFEST} is damaged (its own checksum does not match)") from None
-        if not isinstance(manifest.get("format"), int) or not isinstance(manifest.get("files"), dict):
+        complete = isinstance(manifest.get("format"), int) and isinstance(manifest.get("files"), dict)
+        if not complete:
             raise ValueError(f"{MANIFEST} is not that of a checkpoint")
         if manifest["format"] > FORMAT:
             raise ValueError(f"{MANIFEST} has format {manifest['format']}, this ftune reads {FORMAT}: upgrade ftune")
@@ -142,7 +143,8 @@ class Store:
         """Commits a checkpoint, moves the pointers, prunes; returns its folder. Content functions may be called again on a retry.
 
         A good checkpoint of that step with the same ``meta`` stays as it is (a resume saves the same bytes again; ``meta`` must tell
-        histories apart, or ``rewind`` goes first); a bad one is renamed ``.corrupt-``; a good one of another history gives way. ``MachineError`` leaves the checkpoints of before untouched.
+        histories apart, or ``rewind`` goes first); a bad one is renamed ``.corrupt-``; a good one of another history gives way.
+        ``MachineError`` leaves the checkpoints of before untouched.
         """
         needed = self._estimate(files)
         with self._trouble(step, needed):

@@ -65,6 +65,8 @@ class Curve:
     y_label: str
     series: Sequence[Series]
     note: str = ""
+    from_zero: bool = False
+    """Whether the y axis starts at zero."""
 
 
 @dataclass(frozen=True, slots=True)

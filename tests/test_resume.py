@@ -1,0 +1,112 @@
+"""Killed from outside at any moment and resumed from the command line: the same weights, the same metrics.jsonl."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Ran
+
+OPTIONS = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.epochs=3", "train.batch_size=8", "train.save_every=2"]
+OPTIONS += ["train.eval_every=3", "train.log_every=1", "device.threads=1", "device=cpu"]
+
+
+def digest(run: Path) -> str:
+    found = hashlib.sha256((run / "metrics.jsonl").read_bytes())
+    for name in ("model/model.safetensors", "checkpoints/last/model.safetensors", "checkpoints/last/state.safetensors"):
+        found.update((run / name).read_bytes())
+    return found.hexdigest()
+
+
+def start(home: Path, *args: object) -> subprocess.Popen[bytes]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "finetune_cli", "train", *map(str, args)], cwd=home, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the run has recorded ``step``, or ended."""
+    for _ in range(1200):
+        try:
+            lines = (run / "metrics.jsonl").read_text().splitlines()
+        except OSError:
+            lines = []
+        if any(json.loads(line)["step"] >= step for line in lines) or process.poll() is not None:
+            return
+        time.sleep(0.02)
+    pytest.fail("the run does not start")
+
+
+@pytest.fixture
+def reference(ftune_inside: Callable[..., Ran], corpus: Callable[..., object], tmp_path: Path) -> tuple[list[str], str]:
+    keys = [*corpus(train=80).keys, *OPTIONS]  # type: ignore[attr-defined]
+    return keys, digest(ftune_inside("train", *keys, "run.dir=reference").ok().run)
+
+
+@pytest.mark.parametrize(("name", "code", "state"), [("SIGTERM", 75, "preempted"), ("SIGINT", 130, "stopped"), ("SIGUSR1", 75, "preempted")])
+def test_a_signal_saves_and_the_resumed_run_is_the_same(
+    name: str, code: int, state: str, reference: tuple[list[str], str], ftune: Callable[..., Ran], tmp_path: Path
+) -> None:
+    keys, expected = reference
+    run = tmp_path / "stopped"
+    process = start(tmp_path, *keys, f"run.dir={run}")
+    wait_for_step(run, 7, process)
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err.decode()
+    assert out.decode() == f"{run}\n" and b"Traceback" not in err
+    assert json.loads((run / "status.json").read_text())["state"] == state
+    resumed = ftune("train", f"resume={run}").ok()
+    assert resumed.run == run and "resuming from step" in resumed.err
+    assert digest(run) == expected
+
+
+def test_killed_again_and_again_it_still_ends_the_same(reference: tuple[list[str], str], tmp_path: Path) -> None:
+    keys, expected = reference
+    run, draw = tmp_path / "killed", random.Random(3)
+    for _ in range(4):
+        process = start(tmp_path, *keys, f"run.dir={run}", "resume=auto")
+        wait_for_step(run, draw.randrange(1, 28), process)
+        time.sleep(draw.random() * 0.1)
+        process.kill()
+        process.communicate()
+    process = start(tmp_path, *keys, f"run.dir={run}", "resume=auto")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err.decode()
+    assert out.decode() == f"{run}\n"
+    assert digest(run) == expected
+
+
+def test_a_finished_run_has_nothing_to_do(reference: tuple[list[str], str], ftune_inside: Callable[..., Ran], tmp_path: Path) -> None:
+    run = tmp_path / "reference"
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name not in ("log.txt", ".lock")}
+    again = ftune_inside("train", f"resume={run}").ok()
+    assert again.run == run and "nothing to do" in again.err
+    assert before == {p: p.read_bytes() for p in before}
+
+
+def test_changed_keys_and_data_are_refused_by_name(reference: tuple[list[str], str], ftune: Callable[..., Ran], tmp_path: Path) -> None:
+    keys, _ = reference
+    run = tmp_path / "changed"
+    process = start(tmp_path, *keys, f"run.dir={run}")
+    wait_for_step(run, 4, process)
+    process.terminate()
+    process.communicate(timeout=60)
+    told = ftune("train", f"resume={run}", "optimizer.lr=1e-2").fails()
+    assert "optimizer.lr" in told[0] and "resume_allow=[optimizer.lr]" in told[-1]
+    data = Path(keys[0].partition("=")[2])
+    whole = data.read_text()
+    data.write_text(whole.replace("lovely", "loveable"))
+    told = ftune("train", f"resume={run}").fails()
+    assert "sha256" in told[0] and "data.train" in told[1]
+    assert ftune("train", f"resume={run}", "resume_allow=[data.train,optimizer.lr]", "optimizer.lr=1e-2").code == 0
