@@ -33,7 +33,6 @@ from finetune_cli.config.files import configs_dir
 from finetune_cli.config.grammar import CommandLine, hidden_files, quote
 from finetune_cli.config.judge import Problem, together
 from finetune_cli.errors import Exit, UserError
-from finetune_cli.run import Found, Run, find
 from finetune_cli.tasks import task_configs
 
 
@@ -43,6 +42,8 @@ def _found(group: str, name: str, root: str) -> saved_run.Found:
 
     A run to go on with may have no checkpoint yet, or a damaged one: only its config is asked for here.
     """
+    from finetune_cli.run import Found, Run, find  # only where a run is named: a config error answers sooner
+
     if group == "ckpt":
         return find(name, root=root)
     given = Path(name).expanduser().absolute()

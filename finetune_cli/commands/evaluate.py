@@ -68,7 +68,7 @@ def _read(config: EvalConfig, opened: Opened) -> tuple[Splits, str]:
     wanted = [config.split.value] if config.split != Split.auto else [n for n in ("test", "validation") if getattr(opened.data, n) is not None]
     for name in wanted:
         with console.working(f"reading {name}"):
-            splits = load_splits(opened.data, seed=opened.seed, offline=config.offline, only=(name,), pairs=opened.task.pairs)
+            splits = load_splits(opened.data, seed=opened.seed, offline=config.offline, only=(name,), pairs=opened.task.pairs, stratify=opened.task.stratified, say=console.say)
         for note in splits.notes:
             console.say(note)
         if name in splits.labelled:

@@ -8,11 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from finetune_cli import console
-from finetune_cli.config import DataFormat, Invocation, PredictConfig
+from finetune_cli.config import Invocation, PredictConfig
 from finetune_cli.data import Rows, find_roles, stream, texts
 from finetune_cli.encoded import join
 from finetune_cli.engine.inference import Labelled, infer
@@ -31,7 +32,8 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
         )
         started, done, cut = time.perf_counter(), 0, 0
         with _sink(config, source) as out:
-            for rows in stream(source, opened.data, format=config.format, offline=config.offline):
+            unlabelled = replace(opened.data, pattern=None)
+            for rows in stream(source, unlabelled, format=config.format, offline=config.offline, say=console.say):
                 stop.check()
                 cut += _window(opened, rows, done, config.keep, out, stop)
                 done += len(rows)

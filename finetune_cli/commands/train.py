@@ -119,12 +119,14 @@ def _name(config: TrainConfig, invocation: Invocation) -> str:
 def _prepare(config: TrainConfig, resumed: Resumed | None, stop: StopFlag) -> Prepared:
     """Read and check the data, choose device and model, encode: all that can go wrong before a model is loaded."""
     known = Knowledge.read(resumed.checkpoint) if resumed and resumed.checkpoint else None
+    kind = tasks.get(config.task.name)
     with console.working("reading the data"):
-        splits = load_splits(config.data, seed=config.train.seed, offline=config.offline)
+        splits = load_splits(
+            config.data, seed=config.train.seed, offline=config.offline, pairs=kind.pairs, stratify=kind.stratified, say=console.say
+        )
     for note in splits.notes:
         console.say(note)
     stop.check()
-    kind = tasks.get(config.task.name)
     facts = known.facts if known else kind.learn(config.task, config.data, splits.rows["train"], splits.roles)
     task = kind(config.task, facts)
     expected = _check_options(config, task, splits)

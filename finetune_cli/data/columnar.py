@@ -11,6 +11,9 @@ import pyarrow as pa
 from finetune_cli.data.rows import Rows, of_table
 from finetune_cli.errors import UserError
 
+DAMAGE = (pa.ArrowException, OSError, EOFError, ValueError, MemoryError)
+"""What pyarrow raises for a damaged file; MemoryError for a length that damage made absurd."""
+
 
 def read_parquet(stream: BinaryIO, name: str) -> Iterator[Rows]:
     """The row groups of a Parquet file."""
@@ -19,7 +22,7 @@ def read_parquet(stream: BinaryIO, name: str) -> Iterator[Rows]:
     try:
         file = pq.ParquetFile(_seekable(stream))
         yield from _rows((batch for batch in file.iter_batches(batch_size=65_536)), name)
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except DAMAGE as error:
         raise _damaged(name, "Parquet", error) from None
 
 
@@ -36,7 +39,7 @@ def read_arrow(stream: BinaryIO, name: str) -> Iterator[Rows]:
             raise UserError(f"{name} is Feather version 1", where=name, fix="write it again with pyarrow.feather, version 2")
         else:
             yield from _rows(iter(pa.ipc.open_stream(seekable)), name)
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except DAMAGE as error:
         raise _damaged(name, "Arrow", error) from None
 
 
@@ -59,6 +62,7 @@ def _seekable(stream: BinaryIO) -> Any:
 def _rows(batches: Iterator[Any], name: str) -> Iterator[Rows]:
     row = 1
     for batch in batches:
+        batch.validate(full=True)  # offsets inside their buffers, text that is UTF-8: pyarrow would read past them unasked
         table = plain_types(pa.Table.from_batches([batch]), name, row)
         twice = sorted({c for c in table.column_names if table.column_names.count(c) > 1})
         if twice:

@@ -64,6 +64,7 @@ def of_multilabel(
     counted = metrics.calibration(probabilities, true)
     return [
         _classes(f"Scores per label (threshold {threshold:g})", metrics.per_label(probabilities, true, threshold, names)),
+        _thresholds(probabilities, true, names, threshold),
         Reliability("Calibration", counted.confidence, counted.accuracy, counted.counts, note="probability of each label in 15 bins"),
         Examples(
             "Worst errors",
@@ -99,6 +100,17 @@ def of_regression(values: np.ndarray, targets: np.ndarray, names: Sequence[str],
         ),
         _by_length(lengths, errors.mean(1), "mean absolute error"),
     ]
+
+
+def _thresholds(probabilities: np.ndarray, true: np.ndarray, names: Sequence[str], threshold: float) -> Table:
+    """The threshold in use beside the one that these rows would have liked best."""
+    from finetune_cli import metrics
+
+    best = metrics.best_thresholds(probabilities, true)
+    used, ideal = (metrics.per_label(probabilities, true, t, names) for t in (threshold, best))
+    rows = [(name, threshold, a.f1, round(float(t), 3), b.f1) for name, t, a, b in zip(names, best, used, ideal, strict=True)]
+    columns = ("label", "threshold used", "F1 there", "best threshold here", "F1 there")
+    return Table("Thresholds", columns, rows, note="the best ones were found on these very rows, so they flatter themselves")
 
 
 def _classes(title: str, rows: Sequence[ClassRow]) -> Table:

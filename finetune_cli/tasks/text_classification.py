@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +56,10 @@ class TextClassification(Task[TextClassificationConfig]):
     def learn(cls, config: TextClassificationConfig, data: DataConfig, rows: Rows, roles: Roles) -> Facts:
         from collections import Counter
 
-        from finetune_cli.data import label_cells, label_names
+        from finetune_cli.data import has_several_labels, label_cells, label_names
 
         cells = label_cells(rows, roles, data)
-        multi = config.labels == Labels.multi or (config.labels == Labels.auto and _may_be_several(data, rows, roles))
+        multi = config.labels == Labels.multi or (config.labels == Labels.auto and has_several_labels(rows, roles, data))
         counts = Counter(label for cell in cells for label in cell)
         if not multi and (bad := next((i for i, cell in enumerate(cells) if len(cell) != 1), None)) is not None:
             raise UserError(
@@ -98,14 +97,14 @@ class TextClassification(Task[TextClassificationConfig]):
     def read_targets(self, data: DataConfig, rows: Rows, roles: Roles) -> np.ndarray:
         import numpy as np
 
-        from finetune_cli.data import label_cells
+        from finetune_cli.data import label_cells, unknown_label
 
         index = {cell: i for i, cell in enumerate(self.facts["cells"])}
         index |= {name: i for i, name in enumerate(self.labels) if name not in index}
         cells = label_cells(rows, roles, data)
         for i, cell in enumerate(cells):
             if (strange := next((label for label in cell if label not in index), None)) is not None:
-                raise _unknown(strange, list(index), rows.where(i))
+                raise unknown_label(strange, list(index), rows.where(i))
             if len(cell) != 1 and not self.multi:
                 raise UserError(f"a row has {len(cell)} labels, expected one", where=rows.where(i), fix="mend the row")
         if not self.multi:
@@ -242,17 +241,6 @@ class TextClassification(Task[TextClassificationConfig]):
 
 
 TASK = TextClassification
-
-
-def _may_be_several(data: DataConfig, rows: Rows, roles: Roles) -> bool:
-    """Whether the data's form allows several labels a row: several columns, a delimiter, or lists."""
-    return len(roles.labels) > 1 or data.label_delimiter is not None or "list" in str(rows.column(roles.labels[0]).type)
-
-
-def _unknown(label: str, known: list[str], where: str) -> UserError:
-    near = get_close_matches(label, known, 1)
-    fix = f"did you mean {near[0]!r}?" if near else f"the model knows {', '.join(map(repr, known[:20]))}"
-    return UserError(f"the label {label!r} is unknown to the model", where=where, fix=fix)
 
 
 def _natural(label: str) -> tuple[int, float, str]:

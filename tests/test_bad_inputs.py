@@ -1,0 +1,184 @@
+"""Bad inputs from a user's desk: every case of bad_inputs.yaml ends in three lines on stderr, with nothing on stdout and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import shlex
+import shutil
+import string
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import ROOT, Ran, labelled_rows, write_rows
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+CASES: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "bad_inputs.yaml").read_text(encoding="utf-8"))
+SMALL = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.steps=2", "device=cpu"]
+
+
+# files -----------------------------------------------------------------------------------------------------------------------
+
+
+def lay(path: Path, content: Any) -> None:
+    """Make one file as the table describes it: its text, or how its bytes come about (the keys are told in bad_inputs.yaml)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, str):
+        path.write_bytes(content.encode())
+    elif "folder" in content:
+        path.mkdir()
+    elif "link" in content:
+        path.symlink_to(content["link"])
+    elif "pipe" in content:
+        os.mkfifo(path)
+    elif "remove" in content:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    elif "easy" in content:
+        write_rows(path, labelled_rows(content["easy"], shift=content.get("shift", 0)))
+    else:
+        path.write_bytes(made(path, content))
+    if isinstance(content, dict) and "mode" in content:
+        path.chmod(content["mode"])
+
+
+def made(path: Path, content: dict[str, Any]) -> bytes:
+    """The bytes of a file from a description in several keys."""
+    if "table" in content:
+        whole = columnar(path, content["table"])
+    elif "text" in content:
+        whole = (content["text"] * content.get("times", 1)).encode(content.get("encoding", "utf-8"))
+    else:
+        whole = path.read_bytes()
+    whole = content.get("before", "").encode() + whole + content.get("after", "").encode()
+    if content.get("gzip"):
+        whole = gzip.compress(whole, mtime=0)
+    if "flip" in content:
+        at = content["flip"] % len(whole)
+        whole = whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]
+    return whole[: content.get("cut")]
+
+
+def columnar(path: Path, rows: list[dict[str, Any]]) -> bytes:
+    """Rows as a Parquet or Arrow file, by the ending of the name."""
+    table, sink = pa.Table.from_pylist(rows), io.BytesIO()
+    if path.suffix == ".parquet":
+        pq.write_table(table, sink)
+    else:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    return sink.getvalue()
+
+
+def left_in(folder: Path) -> dict[str, tuple[int, int]]:
+    """Everything in a folder, with what changes when it is written."""
+    paths = [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
+    found = {str(path.relative_to(folder)): path.lstat() for path in paths}
+    folders = {f"{path.relative_to(folder)}/": (0, 0) for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()}
+    return folders | {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``trained("run")``: a small finished run of a kind, trained once a session."""
+    kinds = {
+        "run": [],
+        "stars": ["task=text-regression", "data.label=stars"],
+        "pairs": ["data.text=text", "data.text_pair=other"],
+        "topics": ["data.label=topics", "data.max_conflicts=1", "data.label_delimiter=';'"],
+    }
+    runs: dict[str, Path] = {}
+
+    def train(kind: str) -> Path:
+        if kind not in runs:
+            folder = tmp_path_factory.mktemp(kind)
+            for name, shift in (("train", 0), ("validation", 40), ("test", 60)):
+                rows = labelled_rows(40 if name == "train" else 12, shift=shift)
+                write_rows(folder / f"{name}.csv", [{**row, "other": "a second text", "topics": ";".join(row["topics"])} for row in rows])
+            keys = [f"data.{name}={folder / f'{name}.csv'}" for name in ("train", "validation", "test")]
+            command = [sys.executable, "-m", "finetune_cli", "train", *keys, *SMALL, f"run.dir={folder / 'run'}", *kinds[kind]]
+            done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
+            assert done.returncode == 0, done.stderr.decode()
+            runs[kind] = folder / "run"
+        return runs[kind]
+
+    return train
+
+
+def prepare(case: dict[str, Any], folder: Path, trained: Callable[[str], Path]) -> list[str]:
+    """Make the files of a case in a folder; the arguments."""
+    if kind := case.get("run"):
+        shutil.copytree(trained(kind), folder / "run", symlinks=True)
+    for name, content in case.get("files", {}).items():
+        lay(folder / name, content)
+    return shlex.split(case["args"])
+
+
+# the table -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_itself() -> None:
+    names = [f"{case['id']} {case['about']}" for case in CASES]
+    assert len(CASES) >= 70 and len(set(names)) == len(names)
+    keys = {"id", "about", "files", "run", "args", "stdin", "exit", "error", "where", "fix"}
+    assert not [case["id"] for case in CASES if set(case) - keys]
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=f"{case['id']} {case['about']}") for case in CASES])
+def test_a_bad_input_is_told_in_three_lines(
+    case: dict[str, Any], tmp_path: Path, ftune_inside: Callable[..., Ran], trained: Callable[[str], Path]
+) -> None:
+    arguments = prepare(case, tmp_path, trained)
+    before = left_in(tmp_path)
+    ran = ftune_inside(*arguments, stdin=case.get("stdin", ""))
+    told = dict(line.split(": ", 1) for line in ran.fails(case.get("exit", 2)))
+    assert ran.out == ""
+    assert left_in(tmp_path) == before
+    for part in ("error", "where", "fix"):
+        missing = [words for words in case.get(part, []) if words not in told.get(part, "")]
+        assert not missing, f"{part} lacks {missing}\n{ran.err}"
+
+
+IN_ONE_PROCESS = """
+import contextlib, io, json, os, sys
+from finetune_cli.cli import main
+told = []
+for folder, arguments in json.load(sys.stdin):
+    os.chdir(folder)
+    sys.argv = ["ftune", *arguments]
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        code = main()
+    told.append([arguments, code, [name for name in ("torch", "transformers") if name in sys.modules]])
+print(json.dumps(told))
+"""
+
+
+def test_config_errors_answer_without_torch(tmp_path: Path, trained: Callable[[str], Path]) -> None:
+    """One process for all of them: a single import of torch would show in every later case."""
+    jobs = []
+    chosen = [case for case in CASES if case["id"].startswith("C") and "run" not in case and case.get("light", True)]
+    for i, case in enumerate(chosen):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        jobs.append((str(folder), prepare(case, folder, trained)))
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ONE_PROCESS],
+        input=json.dumps(jobs).encode(),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    for arguments, code, loaded in json.loads(done.stdout):
+        assert code == 2 and not loaded, (arguments, code, loaded)
