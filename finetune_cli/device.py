@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,6 @@ from finetune_cli.config.schema import DeviceConfig, DeviceName, Precision
 from finetune_cli.errors import MachineError, UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BF16_GAIN = 1.3
-"""How much faster a bf16 matrix product must be than an fp32 one before auto takes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,27 +137,17 @@ def _precision(wanted: Precision, device: torch.device) -> tuple[str, str]:
         if wanted == Precision.fp16:
             raise UserError("fp16 training needs CUDA", where="device.precision=fp16", fix="device.precision=bf16, fp32 or auto")
         if wanted == Precision.auto:
-            gain = _bf16_gain()
-            verdict = f"a bf16 matrix product is {gain:.1f} times as fast as an fp32 one here"
-            return ("bf16" if gain >= BF16_GAIN else "fp32"), verdict
+            units = _bf16_units()
+            return ("bf16", f"this CPU has {units}") if units else ("fp32", "this CPU has no bf16 instructions")
     return wanted.value, "asked for"
 
 
-def _bf16_gain() -> float:
-    """Speed of a bf16 matrix product over an fp32 one on this CPU, measured in about 20 ms; below 1 without hardware support."""
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return 0.5
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(512, 384, dtype=dtype), torch.ones(384, 768, dtype=dtype)
-        a @ b
-        best = float("inf")
-        for _ in range(7):
-            start = time.perf_counter()
-            a @ b
-            best = min(best, time.perf_counter() - start)
-        seconds[dtype] = best
-    return seconds[torch.float32] / seconds[torch.bfloat16]
+def _bf16_units() -> str | None:
+    """The CPU's own bf16 instructions, if it has any. Asked of the processor, not measured: a busy machine must not change a run."""
+    for name in ("amx_tile", "avx512_bf16"):
+        if getattr(torch.cpu, f"_is_{name}_supported", bool)():
+            return name
+    return None
 
 
 def _threads(wanted: int | None) -> tuple[int, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +47,23 @@ def examples(count: int, seed: int) -> Labelled:
     sequences = [draw.integers(5, 90, draw.integers(3, 30)) for _ in range(count)]
     targets = np.array([int(s.sum()) % 3 for s in sequences])
     return Labelled(Examples({"input_ids": Ragged.of(sequences)}, np.arange(count), TokenCounts()), targets)
+
+
+def test_a_vocabulary_is_learnt_alike_in_every_process(tokenizer: Any) -> None:
+    """tokenizers keeps some of its tables in hash order, which differs from process to process."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_engine import texts; from finetune_cli import models; "
+        "from finetune_cli.config import ModelConfig; "
+        "print(models.tokenizer_digest(models.train_tokenizer(texts(), ModelConfig(shape={'vocabulary': 300}))))"
+    )
+    here = Path(__file__).parent
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program, str(here)], capture_output=True, text=True, check=True, cwd=here.parent
+        ).stdout.strip()
+        for _ in range(2)
+    }
+    assert found == {models.tokenizer_digest(tokenizer)}
 
 
 Make = Callable[..., Trainer]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 import time
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -16,7 +20,7 @@ import yaml
 from finetune_cli.report import Report, document, model_card, page, write
 from finetune_cli.report.content import best_step, learning_curves, standings, verdict
 from finetune_cli.report.markdown import fenced, words
-from finetune_cli.report.plots import thinned, ticks
+from finetune_cli.report.plots import curve, reliability, scatter, thinned
 from finetune_cli.report.wording import cell, clean, cut
 from finetune_cli.tasks.sections import Bars, Curve, Examples, Heatmap, Reliability, Scatter, Series, Table
 
@@ -65,6 +69,7 @@ PAYLOADS = [
     "\n\n# head\n\n```\n~~~\n| a | b |\n---\n<script>",
 ]
 LENGTH = max(map(len, PAYLOADS))
+
 
 
 def entry(value: float | None, low: float | None = None, high: float | None = None, **more: Any) -> dict[str, Any]:
@@ -138,7 +143,7 @@ def test_no_payload_makes_an_element_or_attribute(payload: str, harmless: Skelet
     assert found.elements == harmless.elements
     assert not any(name.startswith("on") for name in found.values) and "src" not in found.values
     assert all(re.fullmatch(r"#[a-z]+", value) for value in found.values["href"])
-    assert all(re.fullmatch(r"[-a-z0-9.%:;()]+|left:[\d.]+%;right:calc\(100% - [\d.]+%\)", value) for value in found.values["style"])
+    assert all(re.fullmatch(r"[-a-z0-9.,%:;()]+|left:[\d.]+%;right:calc\(100% - [\d.]+%\)", value) for value in found.values["style"])
     assert found.values["http-equiv"] == {"Content-Security-Policy"}
     html.encode("utf-8", "replace").decode()
     shown = clean(payload)
@@ -299,10 +304,66 @@ def test_cells() -> None:
     assert clean("a\x1b[31mb\u202ec\ud800\n") == "a\ufffd[31mb\ufffdc\ufffd\n"
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.2, 0.9), (-5, 3), (1e-6, 9e-5), (10, 20_000), (0.9991, 0.9992)])
+def plots_of(text: str) -> list[ElementTree.Element]:
+    """One of each kind, with every colour."""
+    lines = Curve(text, text, text, [Series(f"{text} {i}", [1, 2, 30], [0.5, 0.2, i]) for i in range(7)])
+    points = Scatter(text, text, text, [1, 2], [3, 4], diagonal=True)
+    bins = Reliability(text, [0.2, 0.9], [0.1, 0.95], [10, 20])
+    return [ElementTree.fromstring(svg) for svg in (curve(lines, mark=(2, text)), scatter(points), reliability(bins))]
+
+
+ENDS = [(0, 1), (0.2, 0.9), (-5, 3), (1e-6, 9e-5), (10, 20_000), (0.9991, 0.9992), (3, 3), (0, 0)]
+
+
+@pytest.mark.parametrize(("low", "high"), ENDS)
 def test_ticks_are_few_and_inside(low: float, high: float) -> None:
-    found = ticks(low, high)
-    assert 2 <= len(found) <= 8 and all(low - 1e-9 <= t <= high + 1e-9 for t in found)
+    drawn = ElementTree.fromstring(curve(Curve("c", "name", "y", [Series("s", [low, high], [low, high])])))
+    labels = [text for text in drawn.iterfind("text") if text.text != "name"]
+    for anchor in ("middle", "end"):  # x axis, y axis
+        values = [float((text.text or "").replace(",", "")) for text in labels if text.get("text-anchor") == anchor]
+        start = 0.0 if anchor == "end" and 0 <= low < 0.3 * high else low
+        room = max(abs(low) / 2, 1) if low == high else 0.0501 * (high - low)
+        assert 2 <= len(set(values)) == len(values) <= 8 and all(start - room <= value <= high + room for value in values)
+
+
+def test_plots_take_colours_and_fonts_from_the_page_and_have_no_ids() -> None:
+    drawn = [node for plot in plots_of("text") for node in plot.iter()]
+    assert {node.tag for node in drawn} == {"svg", "path", "text", "title"}
+    allowed = {"d", "x", "y", "style", "transform", "text-anchor", "viewBox", "role", "aria-label"}
+    assert {name for node in drawn for name in node.attrib} == allowed
+    paints = set(re.findall(r"(?:fill|stroke):([^;]+)", ";".join(node.get("style", "") for node in drawn)))
+    names = {"soft", "line", "card", "mild", *(f"c{i}" for i in range(1, 7))}
+    assert paints == {"none", *(f"var(--{name})" for name in names)}
+    themes = re.findall(r":root \{([^}]*)\}", page(sample()).partition("@media screen")[0])
+    assert len(themes) == 2 and all(f"--{name}:" in theme for name in names for theme in themes)
+
+
+LABELS = ["$x_1^2$ costs 5$", r"$\frac{1}{", "标签 \U0001f600 ไทย العربية", "#000001", "fill: #000002; x", "a\nb\tc", "&amp; <b>", "tip:x"]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_labels_are_shown_as_they_are(label: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lines, points, _ = plots_of(label)
+    shown = " ".join(label.split())
+    for plot in (lines, points):
+        assert shown in [text.text for text in plot.iterfind("text")]
+    assert next(lines.iterfind("path/title")).text == f"{shown} 0 0.5000 at 1"
+
+
+def test_the_settings_of_the_users_matplotlib_change_nothing() -> None:
+    import matplotlib
+
+    plain = page(report_of("$x$"))
+    with matplotlib.rc_context({"text.usetex": True, "svg.fonttype": "path", "axes.grid": False, "lines.linewidth": 9, "savefig.dpi": 300}):
+        assert page(report_of("$x$")) == plain
+        assert matplotlib.rcParams["lines.linewidth"] == 9
+
+
+def test_matplotlib_is_loaded_only_to_draw() -> None:
+    code = "import sys, finetune_cli.report; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_thinning_keeps_ends_and_means() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 
 from finetune_cli import console, report
 from finetune_cli.config import EvalConfig, Invocation, Split
@@ -25,7 +26,7 @@ def run(config: EvalConfig, invocation: Invocation) -> float | None:
             config.ckpt, root=config.run.root, task=config.task, data=config.data, where=config.device, offline=config.offline
         )
         expected = expectations.read(config.expect, opened.task.metric_names())
-        splits, split = _read(config, opened)
+        splits, split = _read(config, opened, invocation.user_set)
         rows = splits.rows[split]
         targets = opened.task.read_targets(opened.data, rows, splits.roles)
         examples = opened.encoder.split(rows, splits.roles, splits.sources[split])
@@ -63,9 +64,11 @@ def run(config: EvalConfig, invocation: Invocation) -> float | None:
         return value
 
 
-def _read(config: EvalConfig, opened: Opened) -> tuple[Splits, str]:
-    """The split to score: the one asked for, else test where it is labelled, else validation. Only what is needed is read."""
-    wanted = [config.split.value] if config.split != Split.auto else [n for n in ("test", "validation") if getattr(opened.data, n) is not None]
+def _read(config: EvalConfig, opened: Opened, user_set: Collection[str]) -> tuple[Splits, str]:
+    """The split to score: the one asked for or named, else test where it is labelled, else validation. Only what is needed is read."""
+    there = [name for name in ("test", "validation") if getattr(opened.data, name) is not None]
+    named = [name for name in there if f"data.{name}" in user_set]  # rows that the user gave are scored, or it is an error
+    wanted = [config.split.value] if config.split != Split.auto else named or there
     for name in wanted:
         with console.working(f"reading {name}"):
             splits = load_splits(opened.data, seed=opened.seed, offline=config.offline, only=(name,), pairs=opened.task.pairs, stratify=opened.task.stratified, say=console.say)

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from finetune_cli import console
 from finetune_cli.config import Invocation, PredictConfig
 from finetune_cli.data import Rows, find_roles, stream, texts
+from finetune_cli.data.sources import File, resolve
 from finetune_cli.encoded import join
 from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.engine.opened import Opened, open_model
@@ -87,7 +88,8 @@ def _sink(config: PredictConfig, source: Any) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         return
     target = Path(config.output).expanduser()
-    if isinstance(source, str) and os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
+    places = [] if hasattr(source, "read") else resolve(source, key="input", split="test")
+    if target.exists() and any(isinstance(place, File) and os.path.samefile(target, place.path) for place in places):
         raise UserError("output would overwrite the input", where="output", fix="choose another file")
     if target.is_dir():
         raise UserError(f"{target} is a directory", where="output", fix="output=FILE.jsonl")

@@ -184,6 +184,7 @@ def _reader(config: TrainConfig, resumed: Resumed | None, source: models.Source 
     if source is not None:
         model_config = models.load_config(source, config.model, offline=config.offline)
         tokenizer = models.load_tokenizer(source, config.model, offline=config.offline)
+        models.check_vocabulary(tokenizer, model_config, source.name)
         return tokenizer, model_config, models.length_limit(model_config, tokenizer)
     with console.working("learning a vocabulary from the training texts"):
         tokenizer = models.train_tokenizer(training_texts(splits.rows["train"], splits.roles), config.model)

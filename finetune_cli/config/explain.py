@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import traceback
 from pathlib import Path
@@ -33,9 +34,9 @@ def explain(error: BaseException, place: Place) -> FtuneError | None:
             what = f"not UTF-8: {link.reason} at byte {link.start}"
             return UserError(what, where=_undecodable(place), fix="save the file as UTF-8")
         if isinstance(link, yaml.YAMLError):
-            return not_yaml(getattr(getattr(link, "problem_mark", None), "name", "") or "YAML", link)
+            return not_yaml(getattr(getattr(link, "problem_mark", None) or link, "name", "") or "YAML", link)
     if isinstance(error, RecursionError) and _from_hydra(error):
-        return UserError("the config is nested too deeply", where="YAML or command line", fix="look for what contains itself")
+        return UserError("the config is nested too deeply", where=_endless(place), fix="look for what contains itself")
     if isinstance(error, (HydraException, OmegaConfBaseException)) or isinstance(error, (ValueError, OSError)) and _from_hydra(error):
         return _told(" ".join(str(link) for link in chain[:1]), chain, place)
     return None
@@ -50,12 +51,12 @@ def _from_hydra(error: BaseException) -> bool:
 
 def _told(text: str, chain: list[BaseException], place: Place) -> UserError:
     text = re.sub(r"\n(Config search path:.*|See https://hydra\S* for details)", "", text, flags=re.DOTALL)
-    for told in (_no_option, _no_match, _several_values):
+    for told in (_no_option, _no_match, _several_values, _list_for_section):
         problem = told(text, place)
         if problem:
             return together([problem])
     causes = [str(link) for link in chain[1:] if str(link) not in text]
-    found = re.match(_IN, text)
+    found = re.match(_IN, text) if text.startswith("In ") else re.search(r"\bin '(?P<file>[^']+)'", text)
     where = _file(found["file"], place) if found and found["file"] else "command line"
     return UserError(" ".join([text, *causes[:1]]), where=where, fix=f"ftune {place.verb} --help shows what can be set")
 
@@ -89,6 +90,30 @@ def _several_values(text: str, _place: Place) -> Problem | None:
         return None
     setting = found["setting"]
     return Problem(f"{setting} has several values", f"command line: {setting}", "add -m (--multirun) for a job per value")
+
+
+def _list_for_section(text: str, place: Place) -> Problem | None:
+    found = re.match(_IN + r"\w+ raised while composing config:\s+Cannot merge DictConfig with ListConfig", text)
+    if not found or not found["file"]:
+        return None
+    path = _file(found["file"], place)
+    top = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader) if Path(path).is_file() else None
+    pairs = top.value if isinstance(top, yaml.MappingNode) else []
+    lists = [key for key, value in pairs if isinstance(value, yaml.SequenceNode) and key.value != "defaults"]
+    where, what = (f"{path}:{lists[0].start_mark.line + 1}", lists[0].value) if lists else (path, "a section")
+    return Problem(f"{what} is a list; expected a section of keys", where, f"write keys below {what}, each as key: value")
+
+
+def _endless(place: Place) -> str:
+    """The YAML file that holds something which contains itself."""
+    for path in _reachable(place):
+        try:
+            json.dumps(yaml.safe_load(path.read_text(encoding="utf-8", errors="replace")), default=str, skipkeys=True)
+        except (ValueError, RecursionError):
+            return str(path)
+        except yaml.YAMLError:
+            continue
+    return "YAML or command line"
 
 
 def _line(pattern: re.Pattern[str], place: Place) -> str:

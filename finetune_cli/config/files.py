@@ -78,6 +78,9 @@ def read_lines(path: Path, package: str, user: bool) -> YamlFile:
             raise not_yaml(path, error) from error
         except UnicodeDecodeError as error:
             raise UserError(f"not UTF-8: {error.reason} at byte {error.start}", where=str(path), fix="save the file as UTF-8") from error
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        what = f"the file holds {'a list' if isinstance(root, yaml.SequenceNode) else repr(root.value)}, not keys with values"
+        raise UserError(what, where=f"{path}:{root.start_mark.line + 1}", fix="write key: value, or empty the file")
     if root is not None:
         walk(root, f"{package}." if package else "")
     return YamlFile(path, package, user, lines)
@@ -85,6 +88,9 @@ def read_lines(path: Path, package: str, user: bool) -> YamlFile:
 
 def not_yaml(path: Path | str, error: yaml.YAMLError) -> UserError:
     """A YAML error with its line."""
+    if isinstance(error, yaml.reader.ReaderError):
+        what = f"character {error.character!r} at place {error.position}: {error.reason}"
+        return UserError(f"not valid YAML: {what}", where=str(path), fix="save the file as UTF-8 text")
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or str(error)
     where = f"{path}:{mark.line + 1}, column {mark.column + 1}" if mark else str(path)

@@ -25,7 +25,7 @@ def absolute(option: Option, value: Any, base: Path) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return [absolute(option, item, base) for item in value]
-    if not isinstance(value, str) or re.match(r"(corpus|hub|https?):", value):
+    if not isinstance(value, str) or re.match(r"(corpus|hub):|[A-Za-z][\w+.-]+://", value):
         return value
     always = option.key.startswith("run.") or option.key == "output"
     expanded = os.path.expanduser(value)

@@ -75,7 +75,10 @@ def _baselines(trainer: Trainer, splits: Splits, data: dict[str, Labelled], judg
     with console.working("scoring the baselines"):
         train = _texts_and_targets(splits.rows["train"], splits, data["train"], trainer.config.seed)
         test = _texts_and_targets(splits.rows[judged], splits, data[judged], trainer.config.seed, most=None)
-        return trainer.task.baselines(train, test)
+        found = trainer.task.baselines(train, test)
+    if len(train[0]) < len(splits.rows["train"]):
+        return {f"{name} (of {len(train[0]):,} rows)": scores for name, scores in found.items()}
+    return found
 
 
 def _texts_and_targets(

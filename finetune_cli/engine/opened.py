@@ -53,6 +53,7 @@ def open_model(ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, wher
     plan = device.find(where, known.plan["device"] if known else None)
     plan.apply()
     tokenizer = models.load_tokenizer(source, config, offline=offline)
+    models.check_vocabulary(tokenizer, model_config, source.name)
     with console.working("loading the model"):
         if source.hub:
             model, new = models.load(source, config, opened_task, model_config, seed=SEED, offline=offline)
