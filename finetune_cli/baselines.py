@@ -73,9 +73,7 @@ def multilabel(
     return found | {name: metrics.multilabel(probabilities, test_targets, threshold)}
 
 
-def regression(
-    train_texts: Sequence[str], train_targets: np.ndarray, test_texts: Sequence[str], test_targets: np.ndarray
-) -> Baselines:
+def regression(train_texts: Sequence[str], train_targets: np.ndarray, test_texts: Sequence[str], test_targets: np.ndarray) -> Baselines:
     """``mean`` of the training targets and ``TF-IDF + ridge``, for targets [N, T]."""
     from sklearn.linear_model import Ridge
 

@@ -122,7 +122,14 @@ class Padded:
 
 
 def find(
-    batch_size: int, order: Order, lengths: np.ndarray, *, memory_bytes: float, bytes_per_token: float, whole: bool, saved: dict[str, Any] | None
+    batch_size: int,
+    order: Order,
+    lengths: np.ndarray,
+    *,
+    memory_bytes: float,
+    bytes_per_token: float,
+    whole: bool,
+    saved: dict[str, Any] | None,
 ) -> BatchPlan:
     """Choose how many padded tokens pass at a time, from free memory and the activations of one token; a run's own plan is kept."""
     if saved is not None:

@@ -1,8 +1,8 @@
 """A checkpoint: a folder that transformers can load by itself, plus what the task learnt and what a resume needs.
 
-    config.json model.safetensors tokenizer…   plain Hugging Face files
-    task.json config.yaml                      what eval and predict must know; the run's config: a folder moved alone still works
-    state.json state.safetensors               counters (floats in hex: exact) and optimizer moments; no pickle anywhere
+config.json model.safetensors tokenizer…   plain Hugging Face files
+task.json config.yaml                      what eval and predict must know; the run's config: a folder moved alone still works
+state.json state.safetensors               counters (floats in hex: exact) and optimizer moments; no pickle anywhere
 """
 
 from __future__ import annotations

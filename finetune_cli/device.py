@@ -108,7 +108,9 @@ def _device(config: DeviceConfig) -> tuple[torch.device, str]:
                 f"there is no CUDA device: torch {torch.__version__} is {build}", where="device=cuda", fix="device=cpu, or device=auto"
             )
         if config.index >= torch.cuda.device_count():
-            raise UserError(f"there are {torch.cuda.device_count()} CUDA devices", where=f"device.index={config.index}", fix="device.index=0")
+            raise UserError(
+                f"there are {torch.cuda.device_count()} CUDA devices", where=f"device.index={config.index}", fix="device.index=0"
+            )
         return torch.device("cuda", config.index), f"{'asked for' if asked else 'found'}: {torch.cuda.get_device_name(config.index)}"
     if name == DeviceName.mps:
         if not mps:
@@ -123,7 +125,9 @@ def _precision(wanted: Precision, device: torch.device) -> tuple[str, str]:
         bf16 = major >= 8
         if wanted == Precision.bf16 and not bf16:
             raise UserError(
-                f"compute capability {major}.{minor} has no bf16 matrix units", where="device.precision=bf16", fix="device.precision=fp16 or auto"
+                f"compute capability {major}.{minor} has no bf16 matrix units",
+                where="device.precision=bf16",
+                fix="device.precision=fp16 or auto",
             )
         if wanted == Precision.auto:
             chosen = "bf16" if bf16 else "fp16" if major >= 7 else "fp32"

@@ -138,7 +138,7 @@ def _write(directory: Path, chunks: Iterable[Examples]) -> None:
     def append(name: str, array: np.ndarray) -> None:
         array = np.ascontiguousarray(array)
         if name not in files:
-            files[name] = open(directory / f"{name}.bin", "wb")
+            files[name] = open(directory / f"{name}.bin", "wb")  # noqa: SIM115  # closed below, after many chunks
             meta[name] = {"dtype": array.dtype.str, "shape": [0, *array.shape[1:]]}
         files[name].write(array.tobytes())
         meta[name]["shape"][0] += array.shape[0]

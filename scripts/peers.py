@@ -149,6 +149,11 @@ def trainer(
             use_cpu=not on_gpu(device),
             **flags,
         )
+        mean, std = 0.0, 1.0
+        if labels == 1:  # ftune fits standardised targets; so that the loss is the same, the peer does too
+            values = np.array([float(row["label"]) for row in rows])
+            mean, std = float(values.mean()), float(values.std())
+            rows = [{**row, "label": (float(row["label"]) - mean) / std} for row in rows]
         ready = encoded(tokenizer, rows, labelled=True, regression=labels == 1)
         collate = DataCollatorWithPadding(tokenizer)
         peer = Trainer(model=model, args=arguments, train_dataset=ready, data_collator=collate, callbacks=[Clock()])
@@ -156,7 +161,7 @@ def trainer(
         outputs = np.asarray(peer.predict(encoded(tokenizer, test, labelled=False, regression=False)).predictions)
         if save is not None:
             peer.save_model(str(save))
-    predictions = outputs[:, 0] if labels == 1 else outputs.argmax(-1)
+    predictions = outputs[:, 0] * std + mean if labels == 1 else outputs.argmax(-1)
     seconds = clock["end"] - clock["begin"]
     return {"predictions": predictions.tolist(), "loop_seconds": seconds, "samples_per_second": len(rows) * recipe.epochs / seconds}
 

@@ -98,10 +98,10 @@ def drawn(rows: list[Row], most: int | None) -> list[Row]:
     return [rows[i] for i in sorted(random.Random(DRAW_SEED).sample(range(len(rows)), most))]
 
 
-def prepare(name: str, data: Path, folder: Path, most: int | None) -> tuple[Path, Path]:
-    """``train.jsonl`` (at most so many rows) and ``test.jsonl`` (all) of a set, written below ``folder``."""
+def prepare(name: str, data: Path, folder: Path, most: int | None, most_test: int | None = None) -> tuple[Path, Path]:
+    """``train.jsonl`` and ``test.jsonl`` of a set (at most so many rows each; None: all), written below ``folder``."""
     train, test = SETS[name].read(data / name)
-    return write(folder / f"{name}-train.jsonl", drawn(train, most)), write(folder / f"{name}-test.jsonl", test)
+    return write(folder / f"{name}-train.jsonl", drawn(train, most)), write(folder / f"{name}-test.jsonl", drawn(test, most_test))
 
 
 def write(path: Path, rows: list[Row]) -> Path:

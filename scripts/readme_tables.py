@@ -49,7 +49,7 @@ def speed(result: dict[str, Any]) -> str:
 
 
 def results(folder: Path) -> str:
-    """Every measured table that lies in ``results/``."""
+    """Every measured table that lies in ``scripts/results/``."""
     parts = []
     for name, heading, form in (("compare_trainer", "Scores against Trainer", comparison), ("speed", "Speed", speed)):
         file = folder / f"{name}.json"
@@ -66,7 +66,7 @@ def main() -> int:
     from finetune_cli.tasks import task_configs
 
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    new = between(between(page, "options", options_table(task_configs())), "results", results(ROOT / "results"))
+    new = between(between(page, "options", options_table(task_configs())), "results", results(ROOT / "scripts" / "results"))
     if check:
         print("README.md is up to date" if new == page else "README.md is out of date: run python scripts/readme_tables.py")
         return int(new != page)

@@ -1,4 +1,4 @@
-"""Bad inputs from a user's desk: every case of bad_inputs.yaml ends in three lines on stderr, with nothing on stdout and nothing left behind."""
+"""Bad inputs: every case of bad_inputs.yaml ends in three lines on stderr, with nothing on stdout and nothing left behind."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ import yaml
 from conftest import ROOT, Ran, labelled_rows, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from finetune_cli.errors import UserError
 
 CASES: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "bad_inputs.yaml").read_text(encoding="utf-8"))
 SMALL = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.steps=2", "device=cpu"]
@@ -183,131 +185,76 @@ def test_config_errors_answer_without_torch(tmp_path: Path, trained: Callable[[s
 
 # anything --------------------------------------------------------------------------------------------------------------------
 
-FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-PIECES = [
+FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CELLS = [
     "text,label\n",
     "good,pos\n",
     "bad,neg\n",
-    '"',
-    ",",
-    "\n",
-    "\r",
-    "\t",
-    ";",
-    "\0",
-    "{",
-    "}",
-    "[",
-    "]",
-    ":",
     '{"text": "a", "label": "p"}\n',
-]
-PIECES += [
     '{"text": "b", "label": 1}\n',
     "\ufeff",
     "\u2028",
     "é",
     "中",
-    "\U0001f600",
-    "\u202e",
-    "null",
-    "NaN",
-    "1e999",
-    "-1",
-    "0",
-    " ",
-    "PAR1",
-    "\\ud800",
 ]
+PIECES = [*CELLS, *'",\n\r\t;\0{}[]: ', "\U0001f600", "\u202e", "null", "NaN", "1e999", "-1", "PAR1", "\\ud800"]
+STARTS = [b"PAR1", b"ARROW1", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\xff\xfe", b"\xef\xbb\xbf"]
 BYTES = st.one_of(
     st.binary(max_size=200),
     st.lists(st.sampled_from(PIECES), max_size=30).map(lambda parts: "".join(parts).encode()),
-    st.tuples(
-        st.sampled_from([b"PAR1", b"ARROW1", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\xff\xfe", b"\xef\xbb\xbf"]), st.binary(max_size=60)
-    ).map(b"".join),
+    st.tuples(st.sampled_from(STARTS), st.binary(max_size=60)).map(b"".join),
 )
-
-
-def ended_well(ran: Ran) -> None:
-    """Exit 0, or 2 in three lines and nothing else."""
-    assert ran.code in (0, 2), ran.err
-    if ran.code == 2:
-        assert len(ran.fails(2)) == 3 and ran.out == ""
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json", ".txt", ".parquet", ".csv.gz"])
 @FEW
 @given(content=BYTES)
-def test_any_bytes_are_read_or_refused(suffix: str, content: bytes, tmp_path: Path, ftune_inside: Callable[..., Ran]) -> None:
+def test_any_bytes_are_read_or_refused(
+    suffix: str, content: bytes, tmp_path: Path, ftune_inside: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the model, which what can be read would train."""
+
+    def trainer(*_: Any) -> Any:
+        raise UserError("all was read", where="here", fix="none")
+
+    monkeypatch.setattr("finetune_cli.commands.train._trainer", trainer)
     (tmp_path / f"any{suffix}").write_bytes(content)
-    small = [*SMALL, "train.steps=1", "data.validation=null", "data.max_conflicts=1", "data.max_empty=1", "data.max_unknown=1"]
-    more = ["data.pattern={label} {text}"] if suffix == ".txt" else []
-    ended_well(ftune_inside("train", f"data.train=any{suffix}", *small, *more))
-    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    lenient = ["data.validation=null", "data.max_conflicts=1", "data.max_empty=1", "data.max_unknown=1"]
+    ran = ftune_inside("train", f"data.train=any{suffix}", *SMALL, *lenient, *(["data.pattern={label} {text}"] if suffix == ".txt" else []))
+    assert len(ran.fails(2)) == 3 and ran.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == [f"any{suffix}"]
 
 
 @FEW
 @given(content=BYTES)
 def test_any_bytes_piped_in_are_labelled_or_refused(
-    content: bytes, tmp_path: Path, ftune_inside: Callable[..., Ran], trained: Callable[[str], Path]
+    content: bytes, ftune_inside: Callable[..., Ran], trained: Callable[[str], Path]
 ) -> None:
     ran = ftune_inside("predict", trained("run"), stdin=content)
-    assert ran.code in (0, 2), ran.err
+    assert ran.code == 0 or ran.fails(2)
     assert all(set(line) >= {"row", "text", "label"} for line in ran.lines)
 
 
-VALID = [
-    "data.train=reviews",
-    "optimizer.lr=1e-4",
-    "model=tiny",
-    "model.shape.layers=1",
-    "train.steps=3",
-    "data.text=[a,b]",
-    "train.eval_every=epoch",
-]
-VALID += [
-    "expect.accuracy='>=0.8'",
-    "optimizer=sgd",
-    "+exp=sentiment",
-    "run.name=é b,c=d",
-    "data.validation=0.2",
-    "resume_allow=[train.steps]",
-    "device=cpu",
-]
-SIGNS = st.sampled_from(
-    [
-        *"=.,:+-~@/\\'\"[]{}()$*?!#%& \t\n\0",
-        "${",
-        "${oc.env:X}",
-        "null",
-        "nan",
-        "1e999",
-        "é",
-        "\u202e",
-        "\ud800",
-        "_target_",
-        "choice(",
-        "hydra.",
-    ]
-)
+VALID = ["data.train=reviews", "optimizer.lr=1e-4", "model=tiny", "model.shape.layers=1", "train.steps=3", "data.text=[a,b]"]
+VALID += ["expect.accuracy='>=0.8'", "optimizer=sgd", "+exp=sentiment", "run.name=é b,c=d", "data.validation=0.2", "device=cpu"]
+VALID += ["train.eval_every=epoch", "resume_allow=[train.steps]"]
+WORDS = ["${", "${oc.env:X}", "null", "nan", "1e999", "é", "\u202e", "_target_", "choice(", "hydra."]
+SIGNS = st.sampled_from([*"=.,:+-~@/\\'\"[]{}()$*?!#%& \t\n", *WORDS])
 
 
 @st.composite
 def mutated(draw: st.DrawFn) -> list[str]:
-    """Valid settings with a few characters put in, taken out or doubled."""
-    settings = draw(st.lists(st.sampled_from(VALID), min_size=1, max_size=4))
+    """Valid settings with a few characters put in, taken out or replaced."""
+    given = draw(st.lists(st.sampled_from(VALID), min_size=1, max_size=4))
     for _ in range(draw(st.integers(1, 3))):
-        which = draw(st.integers(0, len(settings) - 1))
-        at = draw(st.integers(0, len(settings[which])))
-        cut = draw(st.integers(0, 2))
-        settings[which] = settings[which][:at] + draw(st.one_of(st.just(""), SIGNS)) + settings[which][at + cut :]
-    return settings
+        which = draw(st.integers(0, len(given) - 1))
+        at = draw(st.integers(0, len(given[which])))
+        given[which] = given[which][:at] + draw(st.just("") | SIGNS) + given[which][at + draw(st.integers(0, 2)) :]
+    return given
 
 
-@settings(FEW, max_examples=100)
+@settings(FEW, max_examples=40)
 @given(arguments=mutated())
 def test_mutated_settings_are_composed_or_refused(arguments: list[str], ftune_inside: Callable[..., Ran]) -> None:
     ran = ftune_inside("train", "data.train=reviews", *arguments, "--cfg", "job")
-    assert ran.code in (0, 2), ran.err
-    if ran.code == 2:
-        ran.fails(2)
+    assert ran.code == 0 or ran.fails(2)

@@ -16,7 +16,15 @@ from conftest import Ran
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "exp").glob("*.yaml"))
-SMALL = ["model=tiny", "data.max_rows=96", "train.batch_size=16", "run.name=small", "model.shape.layers=1", "model.shape.hidden=32", "model.shape.intermediate=32"]
+SMALL = [
+    "model=tiny",
+    "data.max_rows=96",
+    "train.batch_size=16",
+    "run.name=small",
+    "model.shape.layers=1",
+    "model.shape.hidden=32",
+    "model.shape.intermediate=32",
+]
 FILES = ["config.yaml", "command.txt", "manifest.json", "status.json", "log.txt", "metrics.jsonl", "timing.jsonl", "metrics.json"]
 FILES += ["checkpoints/best", "checkpoints/last", "model/config.json", "model/README.md", "model/model.safetensors"]
 FILES += ["eval/validation/metrics.json", "eval/test/metrics.json", "eval/test/predictions.jsonl", "report/index.html", "report/report.md"]
@@ -31,7 +39,9 @@ def runs() -> dict[str, Ran]:
 
 
 @pytest.fixture(params=EXPERIMENTS)
-def trained(request: pytest.FixtureRequest, runs: dict[str, Ran], ftune_inside: Ftune, tmp_path_factory: pytest.TempPathFactory, device: str) -> Ran:
+def trained(
+    request: pytest.FixtureRequest, runs: dict[str, Ran], ftune_inside: Ftune, tmp_path_factory: pytest.TempPathFactory, device: str
+) -> Ran:
     """Two steps of a shipped experiment with a very small model, whole way to the report."""
     name = request.param
     if name not in runs:
@@ -116,11 +126,21 @@ def _data_of(run: Path) -> list[str]:
     return [f"data.test={config.data.test}", f"task={config.task.name}"] + ([f"data.label={label}"] if label else [])
 
 
-def test_training_learns(trained: Ran, ftune_inside: Ftune, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> None:
+def test_training_learns(
+    trained: Ran, ftune_inside: Ftune, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> None:
     """More steps on a few rows: the training loss falls."""
     name = request.node.callspec.params["trained"]
     home = tmp_path_factory.mktemp("learn")
-    options = ["train.steps=120", "train.log_every=20", "train.eval_every=120", "optimizer.lr=1e-2", "model.dropout=0", "data.test=null", "data.validation=0.2"]
+    options = [
+        "train.steps=120",
+        "train.log_every=20",
+        "train.eval_every=120",
+        "optimizer.lr=1e-2",
+        "model.dropout=0",
+        "data.test=null",
+        "data.validation=0.2",
+    ]
     run = ftune_inside("train", f"+exp={name}", *SMALL, "data.max_truncated=1", "data.max_leaked=1", *options, cwd=home).ok().run
     losses = [r["train/loss"] for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "train/loss" in r]
     assert losses[-1] < 0.85 * losses[0]

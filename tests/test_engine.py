@@ -34,7 +34,7 @@ FACTS = {"labels": ["a", "b", "c"], "cells": ["a", "b", "c"], "multi": False, "w
 
 def texts() -> Iterator[str]:
     for i in range(200):
-        yield f"row {i} says {'yes' if i % 2 else 'no'} to {'red green blue white'.split()[i % 4]} things"
+        yield f"row {i} says {'yes' if i % 2 else 'no'} to {['red', 'green', 'blue', 'white'][i % 4]} things"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def tokenizer() -> Any:
 
 def examples(count: int, seed: int) -> Labelled:
     draw = np.random.default_rng(seed)
-    sequences = [draw.integers(5, 90, draw.integers(3, 30)) for _ in range(count)]
+    sequences = [draw.integers(5, 40, draw.integers(3, 30)) for _ in range(count)]
     targets = np.array([int(s.sum()) % 3 for s in sequences])
     return Labelled(Examples({"input_ids": Ragged.of(sequences)}, np.arange(count), TokenCounts()), targets)
 
@@ -74,8 +74,15 @@ def make(tmp_path: Path, tokenizer: Any, device: str) -> Make:
     """``make(name, **changes)``: a trainer of a tiny model in ``tmp_path/name``; an existing run there is gone on with."""
 
     def build(
-        name: str, *, micro: int = 4096, precision: str = "fp32", weights: list[float] | None = None, check: Callable[[], None] = lambda: None,
-        optimizer: OptimizerConfig | None = None, model: ModelConfig | None = None, **train: Any,
+        name: str,
+        *,
+        micro: int = 4096,
+        precision: str = "fp32",
+        weights: list[float] | None = None,
+        check: Callable[[], None] = lambda: None,
+        optimizer: OptimizerConfig | None = None,
+        model: ModelConfig | None = None,
+        **train: Any,
     ) -> Trainer:
         facts = {**FACTS, "weights": weights}
         task = get("text-classification")(get("text-classification").Config(), facts)
@@ -97,9 +104,19 @@ def make(tmp_path: Path, tokenizer: Any, device: str) -> Make:
         plan = BatchPlan(batch_size=BATCH, micro_tokens=micro, inference_tokens=256, order="buckets", whole=False, reasons={})
         knowledge = Knowledge(task=task.name, facts=facts, columns={}, max_length=64, seed=5, plan={})
         trainer = Trainer(
-            task=task, model=network.to(where.device), train=data, validation=examples(20, 2), config=section,
-            optimizer=optimizer or OptimizerConfig(lr=3e-3), timetable=Timetable.of(section, ROWS), plan=plan, device=where,
-            layout=Padded({"input_ids": 0}, 64), run=run, saver=Saver(run.store, knowledge, tokenizer, "task: {}\n"), check=check,
+            task=task,
+            model=network.to(where.device),
+            train=data,
+            validation=examples(20, 2),
+            config=section,
+            optimizer=optimizer or OptimizerConfig(lr=3e-3),
+            timetable=Timetable.of(section, ROWS),
+            plan=plan,
+            device=where,
+            layout=Padded({"input_ids": 0}, 64),
+            run=run,
+            saver=Saver(run.store, knowledge, tokenizer, "task: {}\n"),
+            check=check,
         )
         if newest:
             trainer.restore(checkpoint.load_state(newest))
@@ -291,6 +308,38 @@ def test_out_of_memory_halves_and_keeps_the_mathematics(make: Make) -> None:
     assert inferred[0] == pytest.approx(inferred[1], rel=1e-3)
 
 
+def test_an_update_never_waits_for_the_device(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing between two log steps reads a value back: what an accelerator needs, held on a CPU by refusing every read."""
+    trainer = make("waits", micro=70)
+    trainer.updater.host_looks = False  # as on CUDA
+    trainer.step()
+
+    def read(*_: Any, **__: Any) -> Any:
+        raise AssertionError("an update read a tensor's value")
+
+    for name in ("item", "__float__", "__int__", "__bool__", "tolist", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, read)
+    before = trainer.model.classifier.weight.clone()
+    trainer.step()
+    monkeypatch.undo()
+    assert not torch.equal(before, trainer.model.classifier.weight)
+
+
+def test_a_bad_update_is_withheld_on_the_device(make: Make) -> None:
+    """Where the host does not look, the fused kernel leaves weights alone from the first bad step on, and the host learns of it later."""
+    trainer = make("withheld")
+    trainer.updater.host_looks = False
+    trainer.step()
+    before = {n: p.clone() for n, p in trainer.model.named_parameters()}
+    hook = trainer.model.classifier.weight.register_hook(lambda gradient: gradient * math.inf)
+    trainer.step()
+    hook.remove()
+    trainer.step()
+    assert all(torch.equal(before[n], p) for n, p in trainer.model.named_parameters())
+    with pytest.raises(Diverged, match="step 2"):
+        trainer.updater.raise_if_bad()
+
+
 def test_one_row_that_does_not_fit_is_the_machines_fault(make: Make) -> None:
     trainer = make("none")
 
@@ -306,10 +355,14 @@ def test_order_of_outputs_is_the_order_of_rows(make: Make) -> None:
     """Lengths are shuffled, batches sorted: every output must still belong to its row."""
     trainer = make("order", model=NO_DROPOUT)
     data = examples(60, 3)
-    together = infer(trainer.task, trainer.model, data, layout=trainer.layout, plan=trainer.plan, device=trainer.device, check=trainer.check)
+    together = infer(
+        trainer.task, trainer.model, data, layout=trainer.layout, plan=trainer.plan, device=trainer.device, check=trainer.check
+    )
     for i in range(60):
         alone = Labelled(data.examples.take(np.array([i])), None)
-        one = infer(trainer.task, trainer.model, alone, layout=trainer.layout, plan=trainer.plan, device=trainer.device, check=trainer.check)
+        one = infer(
+            trainer.task, trainer.model, alone, layout=trainer.layout, plan=trainer.plan, device=trainer.device, check=trainer.check
+        )
         np.testing.assert_allclose(together.outputs["logits"][i], one.outputs["logits"][0], atol=1e-5)
 
 

@@ -14,7 +14,15 @@ from conftest import Ran
 
 from finetune_cli.errors import MachineError
 
-SMALL = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.steps=4", "train.batch_size=8", "train.log_every=1", "device=cpu"]
+SMALL = [
+    "model=tiny",
+    "model.shape.layers=1",
+    "model.shape.hidden=32",
+    "train.steps=4",
+    "train.batch_size=8",
+    "train.log_every=1",
+    "device=cpu",
+]
 
 
 @pytest.fixture

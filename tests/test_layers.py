@@ -103,5 +103,10 @@ def test_every_option_is_read() -> None:
                 read |= {n.value for n in ast.walk(node.args[1]) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     read |= {"validation", "test", "train"}  # read by the name of the split
     wanted = {key for schema in SCHEMAS.values() for key, _, _ in leaves(schema())}
-    wanted |= {f"task.{name}" for task in task_configs().values() for name in task.__dataclass_fields__ if name not in TaskConfig.__dataclass_fields__}
+    wanted |= {
+        f"task.{name}"
+        for task in task_configs().values()
+        for name in task.__dataclass_fields__
+        if name not in TaskConfig.__dataclass_fields__
+    }
     assert sorted(key for key in wanted if key.rpartition(".")[2] not in read) == []

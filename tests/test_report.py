@@ -71,7 +71,6 @@ PAYLOADS = [
 LENGTH = max(map(len, PAYLOADS))
 
 
-
 def entry(value: float | None, low: float | None = None, high: float | None = None, **more: Any) -> dict[str, Any]:
     return {"value": value, "low": low, "high": high, "n": 200, **more}
 

@@ -53,7 +53,9 @@ def reference(ftune_inside: Callable[..., Ran], corpus: Callable[..., object], t
     return keys, digest(ftune_inside("train", *keys, "run.dir=reference").ok().run)
 
 
-@pytest.mark.parametrize(("name", "code", "state"), [("SIGTERM", 75, "preempted"), ("SIGINT", 130, "stopped"), ("SIGUSR1", 75, "preempted")])
+@pytest.mark.parametrize(
+    ("name", "code", "state"), [("SIGTERM", 75, "preempted"), ("SIGINT", 130, "stopped"), ("SIGUSR1", 75, "preempted")]
+)
 def test_a_signal_saves_and_the_resumed_run_is_the_same(
     name: str, code: int, state: str, reference: tuple[list[str], str], ftune: Callable[..., Ran], tmp_path: Path
 ) -> None:

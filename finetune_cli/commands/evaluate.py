@@ -34,8 +34,16 @@ def run(config: EvalConfig, invocation: Invocation) -> float | None:
         stop.check()
         with console.working(f"scoring {len(rows)} rows"):
             scored = scoring.score(
-                opened.task, opened.model, Labelled(examples, targets), rows, splits.roles, seed=opened.seed,
-                layout=opened.layout, plan=opened.plan, device=opened.device, check=stop.check,
+                opened.task,
+                opened.model,
+                Labelled(examples, targets),
+                rows,
+                splits.roles,
+                seed=opened.seed,
+                layout=opened.layout,
+                plan=opened.plan,
+                device=opened.device,
+                check=stop.check,
             )
         name = evaluation_name(opened, file_stem(rows.files))
         home = opened.found.run
@@ -71,13 +79,25 @@ def _read(config: EvalConfig, opened: Opened, user_set: Collection[str]) -> tupl
     wanted = [config.split.value] if config.split != Split.auto else named or there
     for name in wanted:
         with console.working(f"reading {name}"):
-            splits = load_splits(opened.data, seed=opened.seed, offline=config.offline, only=(name,), pairs=opened.task.pairs, stratify=opened.task.stratified, say=console.say)
+            splits = load_splits(
+                opened.data,
+                seed=opened.seed,
+                offline=config.offline,
+                only=(name,),
+                pairs=opened.task.pairs,
+                stratify=opened.task.stratified,
+                say=console.say,
+            )
         for note in splits.notes:
             console.say(note)
         if name in splits.labelled:
             return splits, name
     told = " or ".join(wanted) or "test or validation"
-    raise UserError(f"there are no labelled {told} rows", where=f"data.{(wanted or ['test'])[0]}", fix="data.test=FILE with a label column; data.label=COLUMN names it")
+    raise UserError(
+        f"there are no labelled {told} rows",
+        where=f"data.{(wanted or ['test'])[0]}",
+        fix="data.test=FILE with a label column; data.label=COLUMN names it",
+    )
 
 
 def _show(split: str, scored: Scored) -> None:

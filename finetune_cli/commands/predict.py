@@ -23,7 +23,6 @@ from finetune_cli.engine.signals import StopFlag, stoppable
 from finetune_cli.errors import MachineError, UserError
 
 
-
 def run(config: PredictConfig, invocation: Invocation) -> float | None:
     """Read, label, write window after window; each window is flushed before the next is read."""
     with stoppable() as stop:
@@ -39,7 +38,10 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
                 cut += _window(opened, rows, done, config.keep, out, stop)
                 done += len(rows)
         seconds = time.perf_counter() - started
-        console.say(f"{done} rows in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} rows a second" + (f", to {config.output}" if config.output else ""))
+        console.say(
+            f"{done} rows in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} rows a second"
+            + (f", to {config.output}" if config.output else "")
+        )
         if cut:
             console.warn(f"{cut} of {done} rows were cut at {opened.encoder.max_length} tokens")
         return None
@@ -95,7 +97,7 @@ def _sink(config: PredictConfig, source: Any) -> Iterator[BinaryIO]:
         raise UserError(f"{target} is a directory", where="output", fix="output=FILE.jsonl")
     unfinished = target.with_name(f".{target.name}.unfinished-{os.getpid()}")
     try:
-        file = open(unfinished, "wb")
+        file = open(unfinished, "wb")  # noqa: SIM115  # opened apart, so that its errors are the user's
     except OSError as error:
         raise UserError(f"cannot write there: {error.strerror}", where=f"output={target}", fix="choose another file") from error
     try:

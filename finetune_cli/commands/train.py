@@ -135,6 +135,10 @@ def _prepare(config: TrainConfig, resumed: Resumed | None, stop: StopFlag) -> Pr
     plan.apply()
     if source is not None:
         console.say(f"model: {source.told}")
+    if config.model.trust_remote_code:
+        console.warn(f"the model's own code runs on this machine, as of commit {config.model.revision}")
+    if config.model.pickled_weights:
+        console.warn("pickled weights are accepted (loaded with weights_only)")
     tokenizer, model_config, limit = _reader(config, resumed, source, splits)
     max_length = longest_input(config.data, limit)
     encoder = Encoder(task, tokenizer, max_length, config.data)
@@ -173,7 +177,9 @@ def _check_options(config: TrainConfig, task: Task[Any], splits: Splits) -> list
             if value is not None:
                 raise UserError(f"{key} needs validation rows, and there are none", where=key, fix="data.validation=0.1, or a file")
     if config.expect and not splits.labelled & {"validation", "test"}:
-        raise UserError("an expectation needs labelled test or validation rows", where="expect", fix="data.test=FILE or data.validation=0.1")
+        raise UserError(
+            "an expectation needs labelled test or validation rows", where="expect", fix="data.test=FILE or data.validation=0.1"
+        )
     return expectations.read(config.expect, names)
 
 
@@ -203,9 +209,7 @@ def _model(config: TrainConfig, p: Prepared, resumed: Resumed | None) -> nn.Modu
     return model
 
 
-def _trainer(
-    config: TrainConfig, invocation: Invocation, p: Prepared, directory: Run, resumed: Resumed | None, stop: StopFlag
-) -> Trainer:
+def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory: Run, resumed: Resumed | None, stop: StopFlag) -> Trainer:
     """Model, plan and run directory put together; everything that is said before step 1."""
     train = p.data["train"]
     timetable = Timetable.of(config.train, len(train.examples))
@@ -294,10 +298,15 @@ def _say_plan(config: TrainConfig, p: Prepared, trainer: Trainer, warmup: int) -
         *((name, text) for name, text in p.task.told_facts()),
         ("batch", f"{plan.batch_size} rows an update, at most {plan.micro_tokens:,} tokens at a time ({plan.reasons['micro_tokens']})"),
         ("order", f"{plan.order} ({plan.reasons['order']})"),
-        ("steps", f"{t.total} ({t.per_epoch} an epoch), {warmup} of warmup, {config.optimizer.schedule.value} from {config.optimizer.lr:g}"),
+        (
+            "steps",
+            f"{t.total} ({t.per_epoch} an epoch), {warmup} of warmup, {config.optimizer.schedule.value} from {config.optimizer.lr:g}",
+        ),
         ("longest input", f"{p.max_length} tokens"),
-        ("monitor", f"validation {monitor}, {better} is better" if trainer.validation else "no validation rows: the last checkpoint is the best"),
+        (
+            "monitor",
+            f"validation {monitor}, {better} is better" if trainer.validation else "no validation rows: the last checkpoint is the best",
+        ),
         ("run", str(trainer.run.path)),
     ]
     console.table("plan", ["", ""], lines)
-

@@ -95,4 +95,3 @@ def not_yaml(path: Path | str, error: yaml.YAMLError) -> UserError:
     what = getattr(error, "problem", None) or str(error)
     where = f"{path}:{mark.line + 1}, column {mark.column + 1}" if mark else str(path)
     return UserError(f"not valid YAML: {what}", where=where, fix="mend the file")
-

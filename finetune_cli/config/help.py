@@ -177,4 +177,3 @@ def options_table(tasks: Tasks) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-

@@ -155,15 +155,14 @@ def audit(
     made = SplitTable(table, tuple(warnings))
     found = problems(made, config)
     if found:
-        raise _worst(found, warnings)
+        raise _worst(found)
     return made
 
 
-def _worst(found: list[UserError], warnings: list[str]) -> UserError:
+def _worst(found: list[UserError]) -> UserError:
     first = found[0]
     more = "".join(f"; also: {other.what}" for other in found[1:])
-    places = [w for w in warnings if "first:" in w and w.partition(":")[0] in first.what]
-    return UserError(first.what + more, where=f"{first.where}" + (f" ({places[0]})" if places else ""), fix=first.fix)
+    return UserError(first.what + more, where=first.where, fix=first.fix)
 
 
 def _label_counts(cells: Sequence[Sequence[str]] | None) -> dict[str, int] | None:

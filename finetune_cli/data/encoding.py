@@ -139,8 +139,10 @@ def codec_named(encoding: str) -> str:
     """A codec that Python knows, in its usual spelling."""
     try:
         info = codecs.lookup(encoding)
+        if info.name in ("idna", "punycode", "undefined"):  # codecs of names, not of files
+            raise LookupError(encoding)
         "".encode(encoding)
-    except (LookupError, TypeError):
+    except (LookupError, TypeError, ValueError):
         raise UserError(
             f"{encoding!r} is no text encoding", where="data.encoding", fix="for example data.encoding=cp1252, gb18030 or utf-16"
         ) from None

@@ -31,9 +31,7 @@ def read(given: Mapping[str, Any], metrics: Collection[str]) -> list[Expectation
         if form is None:
             raise UserError(f"the expectation {text!r} cannot be read", where=f"expect.{metric}", fix=f"expect.{metric}='>=0.8'")
         if metric not in metrics:
-            raise UserError(
-                f"this task has no metric '{metric}'", where=f"expect.{metric}", fix=f"one of {', '.join(sorted(metrics))}"
-            )
+            raise UserError(f"this task has no metric '{metric}'", where=f"expect.{metric}", fix=f"one of {', '.join(sorted(metrics))}")
         expectations.append(Expectation(metric, form[1] or ">=", float(form[2])))
     return expectations
 

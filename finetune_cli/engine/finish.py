@@ -40,8 +40,17 @@ def finish(
     export.export(run, best, task, trainer.model, trainer.saver.tokenizer, trainer.saver.knowledge, card)
     shown = data.get(judged or "train") or data["train"]
     check = ReloadCheck.start(
-        run, task, trainer.model, shown, splits.rows[judged or "train"], splits.roles,
-        layout=trainer.layout, plan=trainer.plan, device=trainer.device, max_length=trainer.saver.knowledge.max_length, check=trainer.check,
+        run,
+        task,
+        trainer.model,
+        shown,
+        splits.rows[judged or "train"],
+        splits.roles,
+        layout=trainer.layout,
+        plan=trainer.plan,
+        device=trainer.device,
+        max_length=trainer.saver.knowledge.max_length,
+        check=trainer.check,
     )
     try:
         free = _baselines(trainer, splits, data, judged) if judged else {}
@@ -63,8 +72,16 @@ def _score(trainer: Trainer, splits: Splits, data: Labelled, name: str) -> Score
     rows = splits.rows[name]
     with console.working(f"scoring {name}"):
         scored = scoring.score(
-            trainer.task, trainer.model, data, rows, splits.roles, seed=trainer.config.seed,
-            layout=trainer.layout, plan=trainer.plan, device=trainer.device, check=trainer.check,
+            trainer.task,
+            trainer.model,
+            data,
+            rows,
+            splits.roles,
+            seed=trainer.config.seed,
+            layout=trainer.layout,
+            plan=trainer.plan,
+            device=trainer.device,
+            check=trainer.check,
         )
         scoring.write(trainer.run.evaluation_dir(name, own=True), name, scored, trainer.task, rows, splits.roles)
     return scored
@@ -140,7 +157,10 @@ def _report(
         ("task", trainer.task.name),
         ("model", manifest["model"]["told"]),
         *trainer.task.told_facts(),
-        ("best checkpoint", f"step {trainer.state.best_step} of {trainer.timetable.total}, by validation {monitor}" if trainer.validation else "the last"),
+        (
+            "best checkpoint",
+            f"step {trainer.state.best_step} of {trainer.timetable.total}, by validation {monitor}" if trainer.validation else "the last",
+        ),
         ("device", f"{trainer.device.device}, {trainer.device.precision} ({trainer.device.reasons['precision']})"),
     ]
     with console.working("writing the report"):

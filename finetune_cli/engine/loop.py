@@ -103,9 +103,7 @@ class Trainer:
     _saved: tuple[int, bool] = field(init=False, default=(-1, True))
 
     def __post_init__(self) -> None:
-        self.updater = Updater(
-            self.model, self.optimizer, clip=self.config.clip, device=self.device.device, scaler=self.device.scaler()
-        )
+        self.updater = Updater(self.model, self.optimizer, clip=self.config.clip, device=self.device.device, scaler=self.device.scaler())
         self.lengths = self.train.examples.lengths()
         self._loss = torch.zeros((), device=self.device.device)
 
@@ -247,6 +245,12 @@ def close_step(trainer: Trainer, clock: _Clock, progress: console.Progress) -> N
     best = trainer.validation is None
     log, score = t.due(state.step, t.log), t.due(state.step, t.score) and trainer.validation is not None
     scores: dict[str, float] = {}
+    if log:
+        trainer.updater.raise_if_bad()
+        record["train/loss"] = float(trainer._loss) / state.loss_steps
+        record["train/lr"] = learning_rate(trainer.optimizer, state.step - 1, t.total)
+        clock.stop()  # the device has caught up: reading the loss waited for it
+        clock.show(progress, record)
     if score:
         assert trainer.validation is not None
         trainer.updater.raise_if_bad()
@@ -254,10 +258,6 @@ def close_step(trainer: Trainer, clock: _Clock, progress: console.Progress) -> N
         scores = trainer.scores(trainer.validation)
         best = trainer.is_best(scores)
     if log:
-        trainer.updater.raise_if_bad()
-        record["train/loss"] = float(trainer._loss) / state.loss_steps
-        record["train/lr"] = learning_rate(trainer.optimizer, state.step - 1, t.total)
-        clock.show(progress, record)
         trainer._loss.zero_()
         state.loss_steps = 0
     record |= {f"validation/{name}": value for name, value in scores.items()}
@@ -289,11 +289,15 @@ class _Clock:
         self.started = self.last = time.perf_counter()
 
     def count(self, rows: np.ndarray, lengths: np.ndarray) -> None:
+        self.stop()
+        self.rows += len(rows)
+        self.tokens += int(lengths[rows].sum())
+
+    def stop(self) -> None:
+        """Add the time since the last look."""
         now = time.perf_counter()
         self.busy += now - self.last
         self.last = now
-        self.rows += len(rows)
-        self.tokens += int(lengths[rows].sum())
 
     def rates(self) -> dict[str, float]:
         busy = max(self.busy, 1e-9)

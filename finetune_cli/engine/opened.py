@@ -45,7 +45,9 @@ def open_model(ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, wher
     source = models.Source(str(found.weights), None, f"{found.kind} {found.weights}", hub=found.kind == "hub")
     known = None if source.hub else Knowledge.read(found.weights)
     if known is not None and known.task != task.name:
-        raise UserError(f"the checkpoint was trained for {known.task}", where=f"task={task.name}", fix=f"leave task out, or task={known.task}")
+        raise UserError(
+            f"the checkpoint was trained for {known.task}", where=f"task={task.name}", fix=f"leave task out, or task={known.task}"
+        )
     config = ModelConfig(path=source.name)
     model_config = models.load_config(source, config, offline=offline)
     kind = tasks.get(task.name)
@@ -58,7 +60,11 @@ def open_model(ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, wher
         if source.hub:
             model, new = models.load(source, config, opened_task, model_config, seed=SEED, offline=offline)
             if new:
-                raise UserError(f"the hub model has no trained head ({new[0]} is missing)", where="ckpt", fix="fine-tune it first: ftune train model.path=NAME")
+                raise UserError(
+                    f"the hub model has no trained head ({new[0]} is missing)",
+                    where="ckpt",
+                    fix="fine-tune it first: ftune train model.path=NAME",
+                )
         else:
             model = checkpoint.load_model(found.weights, opened_task)
     limit = models.length_limit(model_config, tokenizer)
@@ -67,7 +73,11 @@ def open_model(ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, wher
     length = longest_input(data, limit)
     batches = BatchPlan(**known.plan["batches"]) if known else _plan()
     told = found.run or (found.weights if not source.hub else source.name)
-    console.say(f"model: {told}" + (f" ({found.checkpoint})" if found.checkpoint else "") + f" on {plan.device}, {plan.precision} ({plan.reasons['precision']})")
+    console.say(
+        f"model: {told}"
+        + (f" ({found.checkpoint})" if found.checkpoint else "")
+        + f" on {plan.device}, {plan.precision} ({plan.reasons['precision']})"
+    )
     return Opened(
         found=found,
         task=opened_task,

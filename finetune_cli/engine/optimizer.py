@@ -22,7 +22,9 @@ def warmup_steps(config: OptimizerConfig, total: int) -> int:
     steps = int(config.warmup) if config.warmup >= 1 else math.ceil(config.warmup * total)
     if steps > total:
         raise UserError(
-            f"{steps} steps of warmup are more than the {total} steps of the run", where="optimizer.warmup", fix=f"at most {total}, or a fraction below 1"
+            f"{steps} steps of warmup are more than the {total} steps of the run",
+            where="optimizer.warmup",
+            fix=f"at most {total}, or a fraction below 1",
         )
     return steps
 
@@ -87,7 +89,9 @@ class Updater:
     the update on the device instead, and every later one too, and the host learns of it when it next calls ``raise_if_bad``.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, *, clip: float, device: torch.device, scaler: torch.amp.GradScaler | None) -> None:
+    def __init__(
+        self, model: nn.Module, config: OptimizerConfig, *, clip: float, device: torch.device, scaler: torch.amp.GradScaler | None
+    ) -> None:
         self.optimizer = build(model, config)
         self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         self.clip = clip

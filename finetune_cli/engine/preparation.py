@@ -1,4 +1,4 @@
-"""From a config to encoded, checked splits: read, learn facts, tokenise once, count what is wrong. Everything before the model is loaded."""
+"""From a config to encoded, checked splits: read, learn facts, tokenise once, count what is wrong. All before a model is loaded."""
 
 from __future__ import annotations
 
@@ -101,5 +101,6 @@ def warn_if_cut(name: str, examples: Examples, rows: int, max_length: int) -> No
     counts = examples.counts
     if counts.cut_rows:
         console.warn(
-            f"{name}: {counts.cut_rows} of {rows} rows are cut at {max_length} tokens ({counts.lost} tokens lost; the longest has {counts.longest})"
+            f"{name}: {counts.cut_rows} of {rows} rows are cut at {max_length} tokens "
+            f"({counts.lost} tokens lost; the longest has {counts.longest})"
         )

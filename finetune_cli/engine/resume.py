@@ -57,7 +57,9 @@ def open_run(path: str, *, keep: int) -> Resumed:
     for name, cause in damaged:
         console.warn(f"{name} is damaged ({cause}); it is passed over")
     if newest is None and damaged:
-        raise UserError("every checkpoint of the run is damaged", where=str(run.path), fix="copy one back from a backup, or start a new run")
+        raise UserError(
+            "every checkpoint of the run is damaged", where=str(run.path), fix="copy one back from a backup, or start a new run"
+        )
     return Resumed(run, newest, finished=False)
 
 
@@ -72,7 +74,8 @@ def compare(before: TrainConfig, now: TrainConfig) -> None:
     if changed:
         keys = ",".join(text.split(" was ")[0] for text in changed)
         raise UserError(
-            f"the run was made with another config: {'; '.join(changed[:5])}", where=changed[0].split(" was ")[0],
+            f"the run was made with another config: {'; '.join(changed[:5])}",
+            where=changed[0].split(" was ")[0],
             fix=f"leave it as it was, or resume_allow=[{keys}] (the run is then no longer what one run would have been)",
         )
 
@@ -84,7 +87,8 @@ def compare_files(before: dict[str, dict[str, str]], now: dict[str, dict[str, st
         if old != sorted(files.values()) and f"data.{split}" not in allowed:
             name = next((f for f, sha in files.items() if sha not in old), next(iter(files), split))
             raise UserError(
-                f"{name} is not the file that the run began with (sha256 differs)", where=f"data.{split}",
+                f"{name} is not the file that the run began with (sha256 differs)",
+                where=f"data.{split}",
                 fix=f"restore the file, or resume_allow=[data.{split}] (the run is then no longer what one run would have been)",
             )
 

@@ -49,7 +49,11 @@ def score(
 ) -> Scored:
     """Run the model over a labelled split and score it. Raises UserError where the split carries no labels."""
     if data.targets is None:
-        raise UserError("these rows carry no labels to score against", where=rows.files[0], fix="ftune predict labels them; data.label=COLUMN names labels")
+        raise UserError(
+            "these rows carry no labels to score against",
+            where=rows.files[0],
+            fix="ftune predict labels them; data.label=COLUMN names labels",
+        )
     inferred = infer(task, model, data, layout=layout, plan=plan, device=device, check=check)
     evaluation = Evaluation(inferred.outputs, data.targets, seed)
     loss = inferred.loss if inferred.loss is not None and math.isfinite(inferred.loss) else None

@@ -54,9 +54,7 @@ def _rows(p: Floats, guess: np.ndarray, truth: np.ndarray, names: Sequence[str])
     for c, name in enumerate(names):
         hits, given, true = (int(column.sum()) for column in (guess[:, c] & truth[:, c], guess[:, c], truth[:, c]))
         area = float(Ranking(p[:, c], truth[:, c]).areas(once)[0][0])
-        rows.append(
-            ClassRow(name, hits / given if given else 0.0, hits / true if true else 0.0, _f1(hits, given, true), area, true, given)
-        )
+        rows.append(ClassRow(name, hits / given if given else 0.0, hits / true if true else 0.0, _f1(hits, given, true), area, true, given))
     return rows
 
 

@@ -20,7 +20,9 @@ POINTS = 2000
 """Points of a scatter plot; more are thinned evenly."""
 
 
-def of_classification(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str], texts: Texts, lengths: np.ndarray) -> list[Section]:
+def of_classification(
+    probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str], texts: Texts, lengths: np.ndarray
+) -> list[Section]:
     """Per class, confusion, calibration, worst errors, error by length, for one label a row."""
     import numpy as np
 
@@ -84,7 +86,9 @@ def of_regression(values: np.ndarray, targets: np.ndarray, names: Sequence[str],
     worst = np.argsort(-errors.mean(1), kind="stable")[:WORST]
     thin = slice(None, None, max(1, len(values) // POINTS))
     scatters = [
-        Scatter(f"{name}: prediction against target", "target", "prediction", targets[thin, t].tolist(), values[thin, t].tolist(), diagonal=True)
+        Scatter(
+            f"{name}: prediction against target", "target", "prediction", targets[thin, t].tolist(), values[thin, t].tolist(), diagonal=True
+        )
         for t, name in enumerate(names)
     ]
 

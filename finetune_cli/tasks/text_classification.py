@@ -258,12 +258,16 @@ def _weights(wanted: Any, labels: list[str], counts: list[int]) -> list[float] |
     if wanted == "auto":
         return [sum(counts) / (len(counts) * count) for count in counts]
     if not isinstance(wanted, dict):
-        raise UserError(f"class weights are {wanted!r}", where="task.class_weights", fix="null, auto, or a weight by label: {no: 1, yes: 4}")
-    given = {str(k): float(v) for k, v in wanted.items()}
-    if set(given) != set(labels) or any(v <= 0 for v in given.values()):
-        wrong = sorted(set(given) ^ set(labels)) or [k for k, v in given.items() if v <= 0]
         raise UserError(
-            f"class weights do not fit the labels: {', '.join(map(repr, wrong))}", where="task.class_weights",
+            f"class weights are {wanted!r}", where="task.class_weights", fix="null, auto, or a weight by label: {no: 1, yes: 4}"
+        )
+    odd = [str(k) for k, v in wanted.items() if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < float("inf")]
+    given = {str(k): v for k, v in wanted.items()}
+    if set(given) != set(labels) or odd:
+        wrong = sorted(set(given) ^ set(labels)) or odd
+        raise UserError(
+            f"class weights do not fit the labels: {', '.join(map(repr, wrong))}",
+            where="task.class_weights",
             fix=f"give a positive weight to each of {', '.join(labels)}",
         )
-    return [given[name] for name in labels]
+    return [float(given[name]) for name in labels]

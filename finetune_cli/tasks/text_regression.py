@@ -54,7 +54,8 @@ class TextRegression(Task[TextRegressionConfig]):
         flat = [name for name, std in zip(roles.labels, values.std(0), strict=True) if not std > 0]
         if flat:
             raise UserError(
-                f"the target {', '.join(map(repr, flat))} has the same value in every training row", where=rows.files[0],
+                f"the target {', '.join(map(repr, flat))} has the same value in every training row",
+                where=rows.files[0],
                 fix="choose another data.label",
             )
         return {"targets": list(roles.labels), "mean": values.mean(0).tolist(), "std": values.std(0).tolist()}

@@ -1,6 +1,6 @@
 """How fast is ftune beside the tutorial loop and Hugging Face's Trainer? Same rows, same updates, whole epochs, one process per run.
 
-    python scripts/bench/speed.py --data DIR    SST-2 whole sentences; prints Markdown, writes results/speed.json
+    python scripts/bench/speed.py --data DIR    SST-2 whole sentences; prints Markdown, writes scripts/results/speed.json
     python scripts/bench/speed.py --rows 2000 --only train
     python scripts/bench/speed.py --smoke       seconds, on shipped rows: shows that it works, measures nothing
 
@@ -74,8 +74,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--variants", help="which, with commas, of " + ", ".join({**TRAIN, **PREDICT}))
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--work", default="bench/speed")
-    parser.add_argument("--output", default=str(ROOT / "results" / "speed.json"))
-    parser.add_argument("--smoke", action="store_true", help="32 shipped rows, one round, nothing written to results/")
+    parser.add_argument("--output", default=str(ROOT / "scripts" / "results" / "speed.json"))
+    parser.add_argument("--smoke", action="store_true", help="32 shipped rows, one round, nothing written to scripts/results/")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     parser.add_argument("--files", help=argparse.SUPPRESS)
     given = parser.parse_args()
