@@ -30,6 +30,7 @@ BUNDLED_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 UNLIMITED = 1_000_000
 """A tokenizer without a limit of its own reports an astronomic one."""
+OWN_ATTENTION = "ftune_sdpa"
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SHAPE = {"layers": 2, "hidden": 128, "heads": 4, "intermediate": 512, "vocabulary": 8000, "positions": 512}
 """What ``model.shape`` leaves open."""
@@ -294,6 +295,27 @@ def check_finite(model: nn.Module, where: str) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise Diverged(f"the weights hold NaN or infinity, first in {name}", where=where, fix="start from other weights")
+
+
+def never_wait(model: nn.Module) -> None:
+    """Keep transformers' attention mask from reading the padding back from the device in every forward pass.
+
+    Its own mask function asks whether anything is padded (``mask.all()``, a host sync) to skip an empty mask. Our layouts give a mask only
+    where something is, so there is nothing to ask. The mathematics is the same; saved configs do not know of it.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def mask(*args: Any, attention_mask: torch.Tensor | None = None, **options: Any) -> Any:
+        if attention_mask is not None:
+            options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        return sdpa_mask(*args, attention_mask=attention_mask, **options)
+
+    if getattr(model.config, "_attn_implementation", None) == "sdpa":
+        AttentionInterface.register(OWN_ATTENTION, sdpa_attention_forward)
+        AttentionMaskInterface.register(OWN_ATTENTION, mask)
+        model.set_attn_implementation(OWN_ATTENTION)  # type: ignore[operator]
 
 
 def parameters(model: nn.Module) -> tuple[int, int]:
