@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ran import Ran
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -25,7 +26,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one worker per core is enough
 
-ROOT = Path(__file__).parents[1]
 TIMEOUT_SECONDS = 300
 
 
@@ -134,50 +134,6 @@ def corpus(tmp_path: Path) -> Callable[..., Corpus]:
 
 
 # the command line ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ran:
-    """How a command ended and what it wrote."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        """stdout as JSON Lines."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """stdout as one JSON object."""
-        found: dict[str, Any] = json.loads(self.out)
-        return found
-
-    @property
-    def run(self) -> Path:
-        """The run directory that ``train`` printed."""
-        (line,) = self.out.splitlines()
-        return Path(line)
-
-    def ok(self) -> Ran:
-        """Itself, if the command succeeded."""
-        assert self.code == 0, f"exit {self.code}\n{self.err}"
-        return self
-
-    def fails(self, code: int = 2) -> list[str]:
-        """The three lines of an expected error: no traceback, at most error, where and fix."""
-        assert self.code == code, f"exit {self.code}, not {code}\n{self.err}"
-        assert "Traceback" not in self.err
-        lines = self.err.splitlines()
-        first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), None)
-        assert first is not None, self.err
-        told = lines[first:]
-        assert [line.split(":")[0] for line in told] in (["error"], ["error", "where"], ["error", "fix"], ["error", "where", "fix"]), (
-            self.err
-        )
-        return told
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import ROOT, Ran, labelled_rows, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ran import ROOT, Ran, labelled_rows, write_rows
 
 from finetune_cli.errors import UserError
 

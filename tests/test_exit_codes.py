@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ran
+from ran import Ran
 
 from finetune_cli.errors import MachineError
 

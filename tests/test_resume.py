@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Ran
+from ran import ROOT, Ran
 
 OPTIONS = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.epochs=3", "train.batch_size=8", "train.save_every=2"]
 OPTIONS += ["train.eval_every=3", "train.log_every=1", "device.threads=1", "device=cpu"]
@@ -95,6 +95,8 @@ def test_a_finished_run_has_nothing_to_do(reference: tuple[list[str], str], ftun
     again = ftune_inside("train", f"resume={run}").ok()
     assert again.run == run and "nothing to do" in again.err
     assert before == {p: p.read_bytes() for p in before}
+    told = ftune_inside("train", f"resume={run}", "train.epochs=9", "resume_allow=[train.epochs]").fails()
+    assert "finished" in told[0] and "model.path=" in told[-1]
 
 
 def test_changed_keys_and_data_are_refused_by_name(reference: tuple[list[str], str], ftune: Callable[..., Ran], tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def run(config: TrainConfig, invocation: Invocation) -> float | None:
         where = resume.wanted(config)
         resumed = resume.open_run(where, keep=config.train.keep) if where else None
         if resumed is not None and resumed.finished:
+            resume.refuse_changes(resumed.run, config)
             console.say(f"nothing to do: the run is finished (resume={resumed.run.path})")
             print(resumed.run.path, flush=True)
             return None
@@ -69,7 +70,7 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
     began = False
     trainer: Trainer | None = None
     try:
-        prepared = _prepare(config, resumed, stop)
+        prepared = _prepare(config, invocation.user_set, resumed, stop)
         trainer = _trainer(config, invocation, prepared, directory, resumed, stop)
         began = True
         fit(trainer)
@@ -116,7 +117,7 @@ def _name(config: TrainConfig, invocation: Invocation) -> str:
     return f"{invocation.experiment or config.task.name}-{model}"
 
 
-def _prepare(config: TrainConfig, resumed: Resumed | None, stop: StopFlag) -> Prepared:
+def _prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | None, stop: StopFlag) -> Prepared:
     """Read and check the data, choose device and model, encode: all that can go wrong before a model is loaded."""
     known = Knowledge.read(resumed.checkpoint) if resumed and resumed.checkpoint else None
     kind = tasks.get(config.task.name)
@@ -126,6 +127,7 @@ def _prepare(config: TrainConfig, resumed: Resumed | None, stop: StopFlag) -> Pr
         )
     for note in splits.notes:
         console.say(note)
+    splits.refuse_unread(user_set)
     stop.check()
     facts = known.facts if known else kind.learn(config.task, config.data, splits.rows["train"], splits.roles)
     task = kind(config.task, facts)

@@ -107,7 +107,8 @@ def _place_rows(
     return _file_rows(place, config, wanted, notes)
 
 
-def _file_rows(file: File, config: DataConfig, wanted: DataFormat, notes: list[str]) -> Iterator[Rows]:
+def format_of(file: File, config: DataConfig, wanted: DataFormat, notes: list[str]) -> DataFormat:
+    """The format of a file: what the user said, else by its first bytes and its name; a contradiction is an error."""
     head = open_bytes(file.path, file.name)
     magic = _magic(head)
     named = SUFFIXES.get(suffix_of(file.path), DataFormat.auto)
@@ -117,6 +118,13 @@ def _file_rows(file: File, config: DataConfig, wanted: DataFormat, notes: list[s
             f"{file.name} is a {magic.value} file, not {kind.value}", where=file.name, fix=f"data.format={magic.value}, or rename it"
         )
     kind = magic if kind is DataFormat.auto else kind
+    if kind in (DataFormat.parquet, DataFormat.arrow):
+        return kind
+    return _text_format(Text(open_bytes(file.path, file.name), file.name, config.encoding), config, wanted, kind, notes)
+
+
+def _file_rows(file: File, config: DataConfig, wanted: DataFormat, notes: list[str]) -> Iterator[Rows]:
+    kind = format_of(file, config, wanted, notes)
     if kind is DataFormat.parquet:
         yield from read_parquet(open_bytes(file.path, file.name), file.name)
     elif kind is DataFormat.arrow:
@@ -127,7 +135,7 @@ def _file_rows(file: File, config: DataConfig, wanted: DataFormat, notes: list[s
             return Text(open_bytes(file.path, file.name), file.name, config.encoding)
 
         text = Text(open_bytes(file.path, file.name), file.name, config.encoding, notes=notes)
-        yield from _text_rows(text, config, _text_format(text, config, wanted, kind, notes), notes, again)
+        yield from _text_rows(text, config, kind, notes, again)
 
 
 def _magic(stream: BinaryIO) -> DataFormat:

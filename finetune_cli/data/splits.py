@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune_cli.config.schema import DataConfig, RowPolicy
+from finetune_cli.config.schema import DataConfig, DataFormat, RowPolicy
 from finetune_cli.data.grouping import group_codes, shared_groups, times
 from finetune_cli.data.labels import has_several_labels, label_cells, missing
 from finetune_cli.data.partition import Parts, by_time, grouped, shuffled, stratified
-from finetune_cli.data.readers import Say, read_places
+from finetune_cli.data.readers import Say, format_of, read_places
 from finetune_cli.data.roles import Roles, find_roles, require
 from finetune_cli.data.rows import Rows, count
 from finetune_cli.data.sources import File, Hub, resolve, sha256
@@ -29,17 +29,38 @@ from finetune_cli.errors import UserError
 from finetune_cli.randomness import generator
 
 NAMES = ("train", "validation", "test")
+_DELIMITED = frozenset({DataFormat.csv, DataFormat.tsv})
+READ_BY = {
+    **dict.fromkeys(("delimiter", "quoting", "header", "extra_fields"), _DELIMITED),
+    "columns": _DELIMITED,
+    "pattern": frozenset({DataFormat.text}),
+    "encoding": _DELIMITED | {DataFormat.json, DataFormat.jsonl, DataFormat.text},
+}
+"""Options that only some formats read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Rows by split, their columns, what was decided on the way, the SHA-256 of every file by split, and which splits carry labels."""
+    """Rows by split, their columns, what was decided on the way, SHA-256 of every file, which splits carry labels, the formats read."""
 
     rows: dict[str, Rows]
     roles: Roles
     notes: tuple[str, ...]
     sources: dict[str, dict[str, str]]
     labelled: frozenset[str]
+    formats: frozenset[DataFormat] = frozenset()
+
+    def refuse_unread(self, keys: Collection[str]) -> None:
+        """Raise UserError for an option that the user set and that no file of these formats reads."""
+        for name, formats in READ_BY.items():
+            if f"data.{name}" in keys and self.formats and not self.formats & formats:
+                found = ", ".join(sorted(f.value for f in self.formats))
+                reads = ", ".join(sorted(f.value for f in formats))
+                raise UserError(
+                    f"data.{name} is set, but only {reads} files are read by it",
+                    where=f"data.{name}",
+                    fix=f"drop it: the files are {found}",
+                )
 
 
 def load_splits(
@@ -101,6 +122,7 @@ class _Loading:
         self.notes: list[str] = []
         self.roles: Roles | None = None
         self.carry: set[str] = set()
+        self.formats: set[DataFormat] = set()
 
     def read_all(self, given: dict[str, Any]) -> None:
         places = {name: resolve(value, key=f"data.{name}", split=name, notes=self.notes) for name, value in given.items()}
@@ -108,6 +130,7 @@ class _Loading:
         for name, found in places.items():
             before = [(os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns) for p in found if isinstance(p, File)]
             self.sources[name] = {p.name: sha256(p.path, p.name) for p in found if isinstance(p, File)}
+            self.formats |= {format_of(p, self._config(), self.config.format, []) for p in found if isinstance(p, File)}
             rows = read_places(found, self._config(), offline=self.offline, notes=self.notes, say=self.say)
             if before != [(os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns) for p in found if isinstance(p, File)]:
                 raise UserError("a file changed while it was read", where=f"data.{name}", fix="wait until it is written, then start again")
@@ -249,7 +272,9 @@ class _Loading:
         rows = {name: self.rows[name] for name in NAMES if name in self.rows and name in wanted}
         if self.config.group and "train" in rows:
             self.notes += shared_groups(rows, self.config.group)
-        return Splits(rows, self.roles, tuple(dict.fromkeys(self.notes)), self.sources, frozenset(self.carry & set(rows)))
+        return Splits(
+            rows, self.roles, tuple(dict.fromkeys(self.notes)), self.sources, frozenset(self.carry & set(rows)), frozenset(self.formats)
+        )
 
 
 def table_digest(rows: Rows, name: str) -> str:

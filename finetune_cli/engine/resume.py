@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from finetune_cli import console
+from finetune_cli.config import saved
 from finetune_cli.config.schema import TrainConfig, leaves
 from finetune_cli.errors import UserError
 from finetune_cli.run import Run
+from finetune_cli.tasks import task_configs
 
 HARMLESS = ("run.", "device.", "resume", "expect", "offline", "train.log_every", "train.save_every", "train.keep")
 """Keys (or their beginnings) whose change leaves the run what it is."""
@@ -63,14 +66,20 @@ def open_run(path: str, *, keep: int) -> Resumed:
     return Resumed(run, newest, finished=False)
 
 
+def refuse_changes(run: Run, now: TrainConfig) -> None:
+    """A finished run has nothing left to do with a changed key, allowed or not: say so instead of ignoring it."""
+    changed = changes(saved.load(run.config_path, tasks=task_configs()), now, allowed=())
+    if changed:
+        raise UserError(
+            f"the run is finished, and cannot go on with another config: {'; '.join(changed[:5])}",
+            where=changed[0].split(" was ")[0],
+            fix=f"start a new run from its weights: ftune train model.path={run.path} …",
+        )
+
+
 def compare(before: TrainConfig, now: TrainConfig) -> None:
     """Refuse by name every changed key that would bend the run, unless ``resume_allow`` lists it."""
-    old = {key: value for key, value, _ in leaves(before)}
-    changed = []
-    for key, value, _ in leaves(now):
-        same = _plain(old.get(key)) == _plain(value)
-        if not same and not key.startswith(HARMLESS) and key not in now.resume_allow:
-            changed.append(f"{key} was {_plain(old.get(key))!r}, is {_plain(value)!r}")
+    changed = changes(before, now, allowed=now.resume_allow)
     if changed:
         keys = ",".join(text.split(" was ")[0] for text in changed)
         raise UserError(
@@ -78,6 +87,16 @@ def compare(before: TrainConfig, now: TrainConfig) -> None:
             where=changed[0].split(" was ")[0],
             fix=f"leave it as it was, or resume_allow=[{keys}] (the run is then no longer what one run would have been)",
         )
+
+
+def changes(before: TrainConfig, now: TrainConfig, *, allowed: Collection[str]) -> list[str]:
+    """Keys that differ and matter, each with both values."""
+    old = {key: value for key, value, _ in leaves(before)}
+    return [
+        f"{key} was {_plain(old.get(key))!r}, is {_plain(value)!r}"
+        for key, value, _ in leaves(now)
+        if _plain(old.get(key)) != _plain(value) and not key.startswith(HARMLESS) and key not in allowed
+    ]
 
 
 def compare_files(before: dict[str, dict[str, str]], now: dict[str, dict[str, str]], allowed: list[str]) -> None:
