@@ -1,8 +1,10 @@
-"""How a command of the tests ended; apart from ``conftest.py``, so that tests can import it by name."""
+"""What tests import by name: how a command ended, and easy rows to learn from (``conftest.py`` itself cannot be imported safely)."""
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,3 +54,36 @@ class Ran:
             self.err
         )
         return told
+
+
+THINGS = ["soup", "chair", "train", "phone", "novel", "garden", "coat", "lamp"]
+WORDS = {
+    "negative": ["awful", "broken", "dull", "rude", "dirty", "late"],
+    "positive": ["lovely", "sturdy", "clever", "kind", "clean", "quick"],
+    "neutral": ["grey", "square", "usual", "middling", "standard", "plain"],
+}
+
+
+def labelled_rows(count: int, labels: Sequence[str] = ("negative", "positive"), *, shift: int = 0) -> list[dict[str, Any]]:
+    """``count`` different easy rows of text, label, stars and topics; another ``shift`` gives other rows."""
+    rows = []
+    for i in range(shift, shift + count):
+        label, thing = labels[i % len(labels)], THINGS[(i // len(labels)) % len(THINGS)]
+        words = WORDS[label]
+        text = f"the {thing} number {i} was {words[i % 6]} and {words[(i // 6) % 6]}" + " indeed" * (i % 5)
+        stars = {"negative": 1.0, "neutral": 3.0, "positive": 5.0}[label] + 0.1 * (i % 3)
+        rows.append({"text": text, "label": label, "stars": stars, "topics": sorted({thing, THINGS[i % len(THINGS)]})})
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """The rows as JSON Lines, CSV or TSV, by the ending of the name; lists are left out of CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return path
+    columns = [key for key, value in rows[0].items() if not isinstance(value, list)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
+        writer.writerows([columns, *([row[c] for c in columns] for row in rows)])
+    return path

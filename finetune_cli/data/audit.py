@@ -155,14 +155,18 @@ def audit(
     made = SplitTable(table, tuple(warnings))
     found = problems(made, config)
     if found:
-        raise _worst(found)
+        raise _worst(found, warnings)
     return made
 
 
-def _worst(found: list[UserError]) -> UserError:
+def _worst(found: list[UserError], warnings: list[str]) -> UserError:
+    """The first problem, with the places that its own warning names, and the others in a word."""
     first = found[0]
+    sign = {"data.max_conflicts": "another label", "data.max_leaked": "are in train"}.get(first.where)
+    split = first.what.partition(":")[0]
+    places = [w for w in warnings if sign and sign in w and w.startswith(f"{split}:")]
     more = "".join(f"; also: {other.what}" for other in found[1:])
-    return UserError(first.what + more, where=first.where, fix=first.fix)
+    return UserError(first.what + more, where=first.where + (f" ({places[0]})" if places else ""), fix=first.fix)
 
 
 def _label_counts(cells: Sequence[Sequence[str]] | None) -> dict[str, int] | None:

@@ -47,10 +47,9 @@ def open_run(path: str, *, keep: int) -> Resumed:
     given = Path(path).expanduser()
     inside = given.parent.name == "checkpoints"
     run = Run.open(given.parent.parent if inside else given, keep=keep)
-    run.lock()
-    finished = run.status().get("state") == "done"
-    if finished:
+    if run.status().get("state") == "done":
         return Resumed(run, None, finished=True)
+    run.lock()
     run.store.sweep()
     if inside:
         checkpoint = run.store.named(given.resolve().name)

@@ -38,7 +38,10 @@ class TextRegressionConfig(TaskConfig):
 
 
 class TextRegression(Task[TextRegressionConfig]):
-    """Facts: ``targets`` (names), ``mean`` and ``std`` (one a target, of the training rows). The model learns standardised targets."""
+    """Facts: ``targets`` (names), ``mean`` and ``std`` (one a target, of the training rows), ``folded`` (whether the weights hold the scale).
+
+    The model learns standardised targets, and the loss is always in their units.
+    """
 
     name = "text-regression"
     Config = TextRegressionConfig
@@ -58,12 +61,12 @@ class TextRegression(Task[TextRegressionConfig]):
                 where=rows.files[0],
                 fix="choose another data.label",
             )
-        return {"targets": list(roles.labels), "mean": values.mean(0).tolist(), "std": values.std(0).tolist()}
+        return {"targets": list(roles.labels), "mean": values.mean(0).tolist(), "std": values.std(0).tolist(), "folded": False}
 
     @classmethod
     def facts_of(cls, model_config: Any) -> Facts:
         names = [str(model_config.id2label[i]) for i in range(len(model_config.id2label))]
-        return {"targets": names, "mean": [0.0] * len(names), "std": [1.0] * len(names)}
+        return {"targets": names, "mean": [0.0] * len(names), "std": [1.0] * len(names), "folded": True}
 
     def read_targets(self, data: DataConfig, rows: Rows, roles: Roles) -> np.ndarray:
         from finetune_cli.data import targets
@@ -100,6 +103,9 @@ class TextRegression(Task[TextRegressionConfig]):
         from torch.nn import functional as F
 
         predicted, targets = outputs.logits.float(), batch.targets  # [B, T]
+        if self.facts["folded"]:
+            scale = predicted.new_tensor([self.facts["mean"], self.facts["std"]])
+            predicted = (predicted - scale[0]) / scale[1]
         assert targets is not None, "a loss needs targets"
         match self.config.loss:
             case RegressionLoss.mse:
@@ -118,14 +124,16 @@ class TextRegression(Task[TextRegressionConfig]):
         with torch.no_grad():
             last.weight.copy_(last.weight.double() * std[:, None])
             last.bias.copy_(last.bias.double() * std + mean)
-        return {**self.facts, "mean": [0.0] * len(mean), "std": [1.0] * len(std)}
+        return {**self.facts, "folded": True}
 
     def values(self, outputs: Outputs) -> np.ndarray:
         """Predictions in the target's own units, float64 [N, T]."""
         import numpy as np
 
-        result: np.ndarray = outputs["logits"].astype(np.float64) * np.asarray(self.facts["std"]) + np.asarray(self.facts["mean"])
-        return result
+        logits: np.ndarray = outputs["logits"].astype(np.float64)
+        if self.facts["folded"]:
+            return logits
+        return logits * np.asarray(self.facts["std"]) + np.asarray(self.facts["mean"])
 
     def answers(self, outputs: Outputs) -> np.ndarray:
         return self.values(outputs)
