@@ -113,8 +113,9 @@ def test_the_model_folder_evaluates_and_moves_alone(trained: Ran, ftune_inside: 
         extra = [] if (alone / "config.yaml").is_file() else _data_of(trained.run)
         after = ftune_inside("eval", alone, *extra).ok().json["test"]
         for metric, entry in before.items():
-            if metric in after and entry["value"] is not None:
-                assert after[metric]["value"] == pytest.approx(entry["value"], abs=0.02), (source, metric)
+            found = after.get(metric, {}).get("value")
+            if found is not None and entry["value"] is not None:  # a correlation with a constant is not defined
+                assert found == pytest.approx(entry["value"], abs=0.02), (source, metric)
 
 
 def _data_of(run: Path) -> list[str]:

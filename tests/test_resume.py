@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ran import ROOT, Ran
+from ran import ROOT, Ran, labelled_rows, write_rows
 
 OPTIONS = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.epochs=3", "train.batch_size=8", "train.save_every=2"]
 OPTIONS += ["train.eval_every=3", "train.log_every=1", "device.threads=1", "device=cpu"]
@@ -47,19 +48,27 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> Non
     pytest.fail("the run does not start")
 
 
-@pytest.fixture
-def reference(ftune_inside: Callable[..., Ran], corpus: Callable[..., object], tmp_path: Path) -> tuple[list[str], str]:
-    keys = [*corpus(train=80).keys, *OPTIONS]  # type: ignore[attr-defined]
-    return keys, digest(ftune_inside("train", *keys, "run.dir=reference").ok().run)
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str, Path]:
+    """(the keys of a run, its digest, its directory): never interrupted."""
+    home, keys = tmp_path_factory.mktemp("reference"), list(OPTIONS)
+    for shift, name in ((0, "train"), (80, "validation"), (96, "test")):
+        path = write_rows(home / "data" / f"{name}.csv", labelled_rows(80 if name == "train" else 16, shift=shift))
+        keys.append(f"data.{name}={path}")
+    process = start(home, *keys, "run.dir=whole")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err.decode()
+    run = Path(out.decode().strip())
+    return keys, digest(run), run
 
 
 @pytest.mark.parametrize(
     ("name", "code", "state"), [("SIGTERM", 75, "preempted"), ("SIGINT", 130, "stopped"), ("SIGUSR1", 75, "preempted")]
 )
 def test_a_signal_saves_and_the_resumed_run_is_the_same(
-    name: str, code: int, state: str, reference: tuple[list[str], str], ftune: Callable[..., Ran], tmp_path: Path
+    name: str, code: int, state: str, reference: tuple[list[str], str, Path], ftune: Callable[..., Ran], tmp_path: Path
 ) -> None:
-    keys, expected = reference
+    keys, expected, _ = reference
     run = tmp_path / "stopped"
     process = start(tmp_path, *keys, f"run.dir={run}")
     wait_for_step(run, 7, process)
@@ -73,8 +82,8 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same(
     assert digest(run) == expected
 
 
-def test_killed_again_and_again_it_still_ends_the_same(reference: tuple[list[str], str], tmp_path: Path) -> None:
-    keys, expected = reference
+def test_killed_again_and_again_it_still_ends_the_same(reference: tuple[list[str], str, Path], tmp_path: Path) -> None:
+    keys, expected, _ = reference
     run, draw = tmp_path / "killed", random.Random(3)
     for _ in range(4):
         process = start(tmp_path, *keys, f"run.dir={run}", "resume=auto")
@@ -89,8 +98,8 @@ def test_killed_again_and_again_it_still_ends_the_same(reference: tuple[list[str
     assert digest(run) == expected
 
 
-def test_a_finished_run_has_nothing_to_do(reference: tuple[list[str], str], ftune_inside: Callable[..., Ran], tmp_path: Path) -> None:
-    run = tmp_path / "reference"
+def test_a_finished_run_has_nothing_to_do(reference: tuple[list[str], str, Path], ftune_inside: Callable[..., Ran], tmp_path: Path) -> None:
+    run = reference[2]
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name not in ("log.txt", ".lock")}
     again = ftune_inside("train", f"resume={run}").ok()
     assert again.run == run and "nothing to do" in again.err
@@ -99,8 +108,9 @@ def test_a_finished_run_has_nothing_to_do(reference: tuple[list[str], str], ftun
     assert "finished" in told[0] and "model.path=" in told[-1]
 
 
-def test_changed_keys_and_data_are_refused_by_name(reference: tuple[list[str], str], ftune: Callable[..., Ran], tmp_path: Path) -> None:
-    keys, _ = reference
+def test_changed_keys_and_data_are_refused_by_name(ftune: Callable[..., Ran], corpus: Callable[..., Any], tmp_path: Path) -> None:
+    files = corpus(train=80)
+    keys = [*files.keys, *OPTIONS]
     run = tmp_path / "changed"
     process = start(tmp_path, *keys, f"run.dir={run}")
     wait_for_step(run, 4, process)
@@ -108,9 +118,7 @@ def test_changed_keys_and_data_are_refused_by_name(reference: tuple[list[str], s
     process.communicate(timeout=60)
     told = ftune("train", f"resume={run}", "optimizer.lr=1e-2").fails()
     assert "optimizer.lr" in told[0] and "resume_allow=[optimizer.lr]" in told[-1]
-    data = Path(keys[0].partition("=")[2])
-    whole = data.read_text()
-    data.write_text(whole.replace("lovely", "loveable"))
+    files.train.write_text(files.train.read_text().replace("lovely", "loveable"))
     told = ftune("train", f"resume={run}").fails()
     assert "sha256" in told[0] and "data.train" in told[1]
     assert ftune("train", f"resume={run}", "resume_allow=[data.train,optimizer.lr]", "optimizer.lr=1e-2").code == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ from finetune_cli.data.sources import File, resolve
 from finetune_cli.encoded import join
 from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.engine.opened import Opened, open_model
+from finetune_cli.engine.scoring import json_text
 from finetune_cli.engine.signals import StopFlag, stoppable
 from finetune_cli.errors import MachineError, UserError
 
@@ -77,7 +77,7 @@ def _window(opened: Opened, rows: Rows, done: int, keep: list[str], out: BinaryI
         line |= dict.fromkeys(answer) if blank else answer
         for name, column in kept.items():
             line[f"input_{name}" if name in line else name] = column[i].as_py()
-        lines.append(json.dumps(line, ensure_ascii=False, default=str))
+        lines.append(json_text(line))
     out.write(("\n".join(lines) + "\n").encode("utf-8", "backslashreplace") if lines else b"")
     out.flush()
     return examples.counts.cut_rows

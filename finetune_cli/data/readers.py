@@ -53,7 +53,11 @@ def read_places(
 ) -> Rows:
     """All rows of resolved places."""
     notes = [] if notes is None else notes
-    return concat([part for place in places for part in _windows(_place_rows(place, config, format, offline, notes, say), lambda: True)])
+    parts = [part for place in places for part in _windows(_place_rows(place, config, format, offline, notes, say), lambda: True)]
+    if not parts:
+        named = ", ".join(place.name for place in places[:5])
+        raise UserError(f"{named} holds no row", where=named, fix="give a file with rows")
+    return concat(parts)
 
 
 def stream(

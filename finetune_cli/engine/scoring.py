@@ -62,6 +62,12 @@ def score(
     return Scored(entries, found, evaluation)
 
 
+def json_text(value: Any) -> str:
+    """One line of JSON that stays one line for every reader: separators that some take for line ends are escaped."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
+
+
 def text_of(rows: Rows, roles: Roles, i: int) -> str:
     """The text of one row, both parts of a pair."""
     row = rows.slice(i, 1)
@@ -79,7 +85,7 @@ def write(directory: Path, split: str, scored: Scored, task: Task[Any], rows: Ro
         for chunk in rows.chunks(CHUNK):
             for text in texts(chunk, roles.text):
                 answer = {"row": number + 1, "text": text, **next(decoded), "target": task.told(scored.evaluation.targets[number])}
-                file.write((json.dumps(answer, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
+                file.write((json_text(answer) + "\n").encode("utf-8", "surrogatepass"))
                 number += 1
 
     unfinished = temporary(directory, "predictions")

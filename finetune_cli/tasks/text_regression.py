@@ -38,7 +38,7 @@ class TextRegressionConfig(TaskConfig):
 
 
 class TextRegression(Task[TextRegressionConfig]):
-    """Facts: ``targets`` (names), ``mean`` and ``std`` (one a target, of the training rows), ``folded`` (whether the weights hold the scale).
+    """Facts: ``targets`` (names), ``mean`` and ``std`` (of the training rows), ``folded`` (whether the weights hold the scale).
 
     The model learns standardised targets, and the loss is always in their units.
     """
@@ -133,7 +133,8 @@ class TextRegression(Task[TextRegressionConfig]):
         logits: np.ndarray = outputs["logits"].astype(np.float64)
         if self.facts["folded"]:
             return logits
-        return logits * np.asarray(self.facts["std"]) + np.asarray(self.facts["mean"])
+        scaled: np.ndarray = logits * np.asarray(self.facts["std"]) + np.asarray(self.facts["mean"])
+        return scaled
 
     def answers(self, outputs: Outputs) -> np.ndarray:
         return self.values(outputs)
