@@ -182,7 +182,8 @@ def _open(entry: Path) -> Examples | None:
             columns[stem] = Ragged(array, arrays[f"{stem}.offsets"])
         elif part != "offsets" and name != "row":
             columns[name] = array
-    os.utime(entry / "meta.json") if os.access(entry / "meta.json", os.W_OK) else None
+    if os.access(entry / "meta.json", os.W_OK):
+        os.utime(entry / "meta.json")  # when it was last of use
     return Examples(columns, arrays["row"], TokenCounts(**meta["counts"]))
 
 

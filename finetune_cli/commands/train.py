@@ -282,7 +282,9 @@ def _manifest(config: TrainConfig, p: Prepared, plans: dict[str, Any], model: nn
         "rows": {name: len(rows) for name, rows in p.splits.rows.items()},
         "task": p.task.name,
         "facts": p.task.facts,
-        "model": asdict(p.source) if p.source else {"name": None, "told": "built from model.shape", "revision": None, "hub": False},
+        "model": {**asdict(p.source), "revision": getattr(p.model_config, "_commit_hash", None) or p.source.revision}
+        if p.source
+        else {"name": None, "told": "built from model.shape", "revision": None, "hub": False},
         "parameters": {"trainable": trainable, "all": everything},
     }
 
