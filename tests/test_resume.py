@@ -116,7 +116,10 @@ def test_changed_keys_and_data_are_refused_by_name(ftune: Callable[..., Ran], co
     wait_for_step(run, 4, process)
     process.terminate()
     process.communicate(timeout=60)
-    told = ftune("train", f"resume={run}", "optimizer.lr=1e-2").fails()
+    before = (run / "status.json").read_bytes()
+    refused = ftune("train", f"resume={run}", "optimizer.lr=1e-2")
+    told = refused.fails()
+    assert refused.out == "" and (run / "status.json").read_bytes() == before
     assert "optimizer.lr" in told[0] and "resume_allow=[optimizer.lr]" in told[-1]
     files.train.write_text(files.train.read_text().replace("lovely", "loveable"))
     told = ftune("train", f"resume={run}").fails()

@@ -79,8 +79,10 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         directory.link_latest()
         return value
     except FtuneError as error:
-        if not began and resumed is None:
-            directory.abandon()  # nothing is lost: no step was made
+        if not began:
+            if resumed is None:
+                directory.abandon()  # nothing is lost: no step was made
+            began = resumed is not None and error.code != Exit.USER  # what was to be gone on with stays as it was
             raise
         _close(directory, _state_of(error), trainer.state.step if trainer else 0, error.code)
         if error.code == Exit.EXPECTATION:
