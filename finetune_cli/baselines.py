@@ -19,6 +19,8 @@ from finetune_cli import metrics, randomness
 Floats = npt.NDArray[np.float64]
 Baselines = dict[str, dict[str, float]]
 
+CONSTANT = ("majority", "mean")
+"""The baselines that give every row the same answer."""
 MOST_ROWS = 20_000
 MOST_LABELS = 200
 """Of several labels a row, one linear model each: beyond this many only the first baseline is scored."""

@@ -6,7 +6,7 @@ set -euo pipefail
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
 
-RUN=$(ftune train +exp=smoke "run.root=$WORK/runs" offline=true expect.accuracy='>=0.3' expect.loss='<=1.3')
+RUN=$(ftune train +exp=smoke "run.root=$WORK/runs" offline=true expect.accuracy='>=0.36' expect.loss='<=1.2')
 
 trained=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["test"]["accuracy"]["value"])' "$RUN/metrics.json")
 scored=$(ftune eval "$RUN" offline=true "run.root=$WORK/runs" | python -c 'import json, sys; print(json.load(sys.stdin)["test"]["accuracy"]["value"])')

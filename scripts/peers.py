@@ -73,14 +73,27 @@ def on_gpu(device: str) -> bool:
     return device != "cpu" and torch.cuda.is_available()
 
 
+def fast_bf16(device: str) -> bool:
+    """Whether bf16 is computed by the hardware, not emulated: elsewhere it is many times slower than fp32, and nobody's best flag."""
+    import torch
+
+    if on_gpu(device):
+        return bool(torch.cuda.get_device_capability()[0] >= 8)
+    return bool({"amx_bf16", "avx512_bf16"} & set(_cpu("flags").split()))
+
+
 def _processor() -> str:
+    kind = next((f" with {told}" for flag, told in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 bf16")) if flag in _cpu("flags")), "")
+    return (_cpu("model name") or platform.processor() or platform.machine()) + (kind or ", no bf16")
+
+
+def _cpu(what: str) -> str:
+    """A line of Linux's description of the processor; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return (names[0] if names else platform.machine()) + (" with AMX" if "amx_bf16" in flags else "")
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(what)), "")
 
 
 def encoded(tokenizer: Any, rows: Sequence[dict[str, Any]], *, labelled: bool, regression: bool) -> list[dict[str, Any]]:
@@ -114,7 +127,7 @@ def trainer(
     best_flags: bool = False,
     save: Path | None = None,
 ) -> dict[str, Any]:
-    """Train and predict with Trainer. ``best_flags``: bf16 and batches of like length, all it offers without other software."""
+    """Train and predict with Trainer. ``best_flags``: batches of like length, and bf16 where the hardware computes it."""
     import numpy as np
     import torch
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
@@ -131,7 +144,7 @@ def trainer(
                 torch.cuda.synchronize()
             clock["end"] = time.perf_counter()
 
-    flags = {"bf16": True, "train_sampling_strategy": "group_by_length"} if best_flags else {}
+    flags = {"bf16": fast_bf16(device), "train_sampling_strategy": "group_by_length"} if best_flags else {}
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             scratch,

@@ -15,16 +15,18 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_cli import checkpoint, device, models
-from finetune_cli.batching import BatchPlan, Padded
+from finetune_cli import checkpoint, device, models, packing
+from finetune_cli.batching import BatchPlan
 from finetune_cli.checkpoint import Knowledge, Saver
 from finetune_cli.config import DeviceConfig, DeviceName, ModelConfig, OptimizerConfig, OptimizerName, Precision, RunConfig, TrainSection
 from finetune_cli.data import TokenCounts
 from finetune_cli.encoded import Examples, Ragged
+from finetune_cli.engine import finish
 from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.engine.loop import Timetable, Trainer, fit
 from finetune_cli.engine.optimizer import Updater, learning_rate
 from finetune_cli.errors import Diverged, MachineError, Stopped
+from finetune_cli.packing import Packed
 from finetune_cli.run import Run
 from finetune_cli.tasks import get
 
@@ -82,6 +84,7 @@ def make(tmp_path: Path, tokenizer: Any, device: str) -> Make:
         check: Callable[[], None] = lambda: None,
         optimizer: OptimizerConfig | None = None,
         model: ModelConfig | None = None,
+        packed: bool = True,
         **train: Any,
     ) -> Trainer:
         facts = {**FACTS, "weights": weights}
@@ -101,11 +104,15 @@ def make(tmp_path: Path, tokenizer: Any, device: str) -> Make:
         shape = model or ModelConfig(shape={"layers": 2, "hidden": 32, "heads": 2, "intermediate": 64, "positions": 64})
         network = checkpoint.load_model(newest, task) if newest else models.build(shape, task, tokenizer, seed=5)
         data = examples(ROWS, 1)
-        plan = BatchPlan(batch_size=BATCH, micro_tokens=micro, inference_tokens=256, order="buckets", whole=False, reasons={})
+        network = network.to(where.device)
+        layout, _ = packing.layout(network, pad_id=0, limit=64, device=where, saved=packed)
+        assert isinstance(layout, Packed) is packed
+        limits = {"batch_size": BATCH, "micro_tokens": micro, "inference_tokens": 256}
+        plan = BatchPlan(**limits, order="buckets", whole=False, packed=packed, reasons={})
         knowledge = Knowledge(task=task.name, facts=facts, columns={}, max_length=64, seed=5, plan={})
         trainer = Trainer(
             task=task,
-            model=network.to(where.device),
+            model=network,
             train=data,
             validation=examples(20, 2),
             config=section,
@@ -113,7 +120,7 @@ def make(tmp_path: Path, tokenizer: Any, device: str) -> Make:
             timetable=Timetable.of(section, ROWS),
             plan=plan,
             device=where,
-            layout=Padded({"input_ids": 0}, 64),
+            layout=layout,
             run=run,
             saver=Saver(run.store, knowledge, tokenizer, "task: {}\n"),
             check=check,
@@ -152,10 +159,12 @@ NO_DROPOUT = ModelConfig(dropout=0.0, shape={"layers": 2, "hidden": 32, "heads":
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 3.0, 0.5]])
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("micro", [1, 70, 130])
-def test_accumulated_gradients_equal_those_of_the_big_batch(make: Make, micro: int, weights: list[float] | None) -> None:
-    whole = gradients(make("whole", weights=weights, model=NO_DROPOUT))
-    parts = make("parts", weights=weights, micro=micro, model=NO_DROPOUT)
+def test_accumulated_gradients_equal_those_of_the_big_batch(make: Make, micro: int, packed: bool, weights: list[float] | None) -> None:
+    """In however many parts, packed or padded: the gradient of a batch is that of the padded whole."""
+    whole = gradients(make("whole", weights=weights, model=NO_DROPOUT, packed=False))
+    parts = make("parts", weights=weights, micro=micro, model=NO_DROPOUT, packed=packed)
     for a, b in zip(whole, gradients(parts), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -308,9 +317,10 @@ def test_out_of_memory_halves_and_keeps_the_mathematics(make: Make) -> None:
     assert inferred[0] == pytest.approx(inferred[1], rel=1e-3)
 
 
-def test_an_update_never_waits_for_the_device(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_update_never_waits_for_the_device(make: Make, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing between two log steps reads a value back: what an accelerator needs, held on a CPU by refusing every read."""
-    trainer = make("waits", micro=70)
+    trainer = make("waits", micro=70, packed=packed)
     trainer.updater.host_looks = False  # as on CUDA
     trainer.step()
 
@@ -351,9 +361,37 @@ def test_one_row_that_does_not_fit_is_the_machines_fault(make: Make) -> None:
         fit(trainer)
 
 
-def test_order_of_outputs_is_the_order_of_rows(make: Make) -> None:
+def test_batches_side_by_side_give_the_same(make: Make) -> None:
+    """Two threads with a batch each: the answers, loss and order of one after the other; memory that runs out and a stop pass through."""
+    trainer = make("crew", model=NO_DROPOUT)
+    data = examples(300, 3)
+    common = {"layout": trainer.layout, "plan": trainer.plan}
+    one = infer(trainer.task, trainer.model, data, device=trainer.device, check=trainer.check, **common)
+    crew = replace(trainer.device, device=torch.device("cpu"), threads=2)
+    if trainer.device.device.type != "cpu":
+        return  # an accelerator takes one batch at a time
+    real = trainer.task.forward
+
+    def forward(model: Any, batch: Any) -> Any:
+        if batch.inputs["input_ids"].numel() > 200:
+            raise torch.OutOfMemoryError("no room")
+        return real(model, batch)
+
+    for way in (real, forward):
+        trainer.task.forward = way  # type: ignore[method-assign]
+        two = infer(trainer.task, trainer.model, data, device=crew, check=trainer.check, **common)
+        np.testing.assert_allclose(two.outputs["logits"], one.outputs["logits"], atol=1e-5)
+        assert two.loss == pytest.approx(one.loss, rel=1e-5)
+        assert torch.get_num_threads() == 2
+    with pytest.raises(Stopped):
+        infer(trainer.task, trainer.model, data, device=crew, check=Stop(3), **common)
+    torch.set_num_threads(trainer.device.threads)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_order_of_outputs_is_the_order_of_rows(make: Make, packed: bool) -> None:
     """Lengths are shuffled, batches sorted: every output must still belong to its row."""
-    trainer = make("order", model=NO_DROPOUT)
+    trainer = make("order", model=NO_DROPOUT, packed=packed)
     data = examples(60, 3)
     together = infer(
         trainer.task, trainer.model, data, layout=trainer.layout, plan=trainer.plan, device=trainer.device, check=trainer.check
@@ -382,3 +420,15 @@ def test_norms_and_biases_do_not_decay(make: Make) -> None:
     decayed, rest = make("groups").updater.optimizer.param_groups
     assert decayed["weight_decay"] == 0.01 and all(p.ndim > 1 for p in decayed["params"])
     assert rest["weight_decay"] == 0.0 and all(p.ndim == 1 for p in rest["params"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "constant", "told"),
+    [("accuracy", 0.5, 0.5, True), ("accuracy", 0.6, 0.5, False), ("rmse", 1.2, 1.1, True), ("rmse", 1.0, 1.1, False)],
+)
+def test_a_model_that_learnt_nothing_is_told_so(
+    metric: str, value: float, constant: float, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = {"majority" if metric == "accuracy" else "mean": {metric: constant}, "TF-IDF + logistic regression": {metric: value}}
+    finish._warn_if_nothing_was_learnt("test", metric, {metric: {"value": value}}, free)
+    assert ("no better than always giving the same answer" in capsys.readouterr().err) is told

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from finetune_cli import batching, checkpoint, console, device, models, tasks
-from finetune_cli.batching import Padded
+from finetune_cli import batching, checkpoint, console, device, models, packing, tasks
 from finetune_cli.checkpoint import Knowledge, Saver
 from finetune_cli.config import Invocation, TrainConfig, saved
 from finetune_cli.data import Splits, audit, load_splits
@@ -26,6 +25,7 @@ from finetune_cli.engine.resume import Resumed
 from finetune_cli.engine.signals import StopFlag, stoppable
 from finetune_cli.errors import Diverged, Exit, FtuneError, Interrupted, Stopped, UserError
 from finetune_cli.metrics import DIRECTIONS
+from finetune_cli.packing import Packed
 from finetune_cli.run import Run, State
 from finetune_cli.tasks.base import Task
 
@@ -220,6 +220,17 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
     warmup = warmup_steps(config.optimizer, timetable.total)
     model = _model(config, p, resumed).to(p.device.device)
     state = checkpoint.load_state(resumed.checkpoint) if resumed and resumed.checkpoint else None
+    saved_plan = state["plan"] if state else None
+    layout, layout_told = packing.layout(
+        model,
+        pad_id=p.tokenizer.pad_token_id or 0,
+        limit=p.max_length,
+        device=p.device,
+        saved=saved_plan["packed"] if saved_plan else None,
+    )
+    packed = isinstance(layout, Packed)
+    if saved_plan and saved_plan["packed"] != packed:
+        console.warn(f"the run was packed and goes on {layout_told}: the same to rounding, not to the bit")
     plan = batching.find(
         config.train.batch_size,
         config.train.order,
@@ -227,7 +238,9 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
         memory_bytes=environment.free_memory(p.device.device),
         bytes_per_token=models.activation_bytes(model.config),
         whole=p.task.rows_interact,
-        saved=state["plan"] if state else None,
+        packed=packed,
+        layout=layout_told,
+        saved=saved_plan,
     )
     plans = {"device": p.device.saved(), "batches": plan.saved()}
     knowledge = Knowledge(
@@ -254,7 +267,7 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
         timetable=timetable,
         plan=plan,
         device=p.device,
-        layout=Padded({"input_ids": p.tokenizer.pad_token_id or 0}, p.max_length),
+        layout=layout,
         run=directory,
         saver=Saver(directory.store, knowledge, p.tokenizer, invocation.config_yaml),
         check=stop.check,
@@ -304,6 +317,7 @@ def _say_plan(config: TrainConfig, p: Prepared, trainer: Trainer, warmup: int) -
         *((name, text) for name, text in p.task.told_facts()),
         ("batch", f"{plan.batch_size} rows an update, at most {plan.micro_tokens:,} tokens at a time ({plan.reasons['micro_tokens']})"),
         ("order", f"{plan.order} ({plan.reasons['order']})"),
+        ("layout", plan.reasons["layout"]),
         (
             "steps",
             f"{t.total} ({t.per_epoch} an epoch), {warmup} of warmup, {config.optimizer.schedule.value} from {config.optimizer.lr:g}",

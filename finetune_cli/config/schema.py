@@ -72,6 +72,7 @@ class Schedule(StrEnum):
 
 
 class Order(StrEnum):
+    auto = "auto"
     buckets = "buckets"
     shuffled = "shuffled"
 
@@ -252,8 +253,8 @@ class TrainSection:
     """Governs split, order, initialisation and dropout."""
     clip: float = option(1.0, least=0)
     """Largest gradient norm; 0 does not clip."""
-    order: Order = Order.buckets
-    """``buckets``: rows of like length share a batch, batches are shuffled; ``shuffled``: plain random order."""
+    order: Order = Order.auto
+    """``shuffled``: plain random order; ``buckets``: rows of like length share a batch; auto: shuffled where nothing is padded."""
     monitor: str | None = None
     """Validation metric that picks the best checkpoint; null: the task's own."""
     patience: int | None = option(None, least=1)

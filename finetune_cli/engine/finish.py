@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from finetune_cli import checkpoint, console, randomness, report
+from finetune_cli.baselines import CONSTANT
 from finetune_cli.config import TrainConfig
 from finetune_cli.data import Rows, Splits, texts
 from finetune_cli.engine import environment, expectations, export, scoring
@@ -15,6 +16,7 @@ from finetune_cli.engine.export import ReloadCheck
 from finetune_cli.engine.inference import Labelled
 from finetune_cli.engine.loop import Trainer
 from finetune_cli.engine.scoring import Scored
+from finetune_cli.metrics import DIRECTIONS
 from finetune_cli.tasks.base import Score
 from finetune_cli.tasks.sections import Table
 
@@ -30,7 +32,7 @@ def finish(
     best = run.store.best() or run.store.last()
     assert best is not None, "a finished run has a checkpoint"
     if best.name != run.store.last().name:  # type: ignore[union-attr]
-        trainer.model = checkpoint.load_model(best, task).to(trainer.device.device)
+        trainer.model.load_state_dict(checkpoint.load_model(best, task).state_dict())
     names = [name for name in ("validation", "test") if name in data and name in splits.labelled]
     scored: dict[str, Scored] = {name: _score(trainer, splits, data[name], name) for name in names}
     scores: dict[str, Score] = {name: s.score for name, s in scored.items()}
@@ -63,6 +65,8 @@ def finish(
     if judged:
         expectations.judge(expected, judged, scores[judged])
     monitor = config.train.monitor or task.monitor
+    if judged:
+        _warn_if_nothing_was_learnt(judged, monitor, scores[judged], free)
     entry = scores.get("validation", {}).get(monitor)
     return None if entry is None else entry["value"]
 
@@ -182,6 +186,20 @@ def _report(
                 environment=told,
             ),
         )
+
+
+def _warn_if_nothing_was_learnt(judged: str, monitor: str, score: Score, free: dict[str, dict[str, float]]) -> None:
+    """Say so where the model is no better than the answer that needs no model."""
+    if monitor not in score:
+        return
+    value, sign = score[monitor]["value"], 1.0 if DIRECTIONS[monitor] == "max" else -1.0
+    for name, scores in free.items():
+        constant = scores.get(monitor)
+        if name.startswith(CONSTANT) and constant is not None and sign * value <= sign * constant:
+            console.warn(
+                f"{judged} {monitor} {value:.4f} is no better than always giving the same answer ({constant:.4f}): "
+                "try more train.epochs or another optimizer.lr"
+            )
 
 
 def _say_end(path: Any, judged: str | None, scores: dict[str, Score], free: dict[str, dict[str, float]]) -> None:

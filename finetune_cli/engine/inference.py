@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,8 @@ from finetune_cli.device import DevicePlan, no_room_for_one_row, out_of_memory
 from finetune_cli.encoded import Examples
 from finetune_cli.tasks.base import Layout, Outputs, Task
 
+CREW = 8
+"""Batches that a CPU works at side by side at most; more of them would wait for the interpreter."""
 FLUSH = 32
 """Batches whose outputs stay on the device before they are copied back together."""
 
@@ -36,7 +41,10 @@ class Inferred:
     loss: float | None
 
 
-@torch.inference_mode()
+Result = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]
+"""Of one batch: outputs, loss sums, loss weights."""
+
+
 def infer(
     task: Task[Any], model: nn.Module, data: Labelled, *, layout: Layout, plan: BatchPlan, device: DevicePlan, check: Callable[[], None]
 ) -> Inferred:
@@ -45,29 +53,63 @@ def infer(
     model.eval()
     lengths = data.examples.lengths()
     collector = _Collector(len(lengths))
-    queue = inference_batches(lengths, tokens=plan.inference_tokens)[::-1]
+
+    def run(indices: np.ndarray) -> list[tuple[np.ndarray, Result]]:
+        try:
+            return [(indices, _batch(task, model, data, indices, layout, device))]
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            if len(indices) == 1:
+                raise no_room_for_one_row(int(lengths[indices[0]]), device) from error
+            console.warn(f"out of memory with {len(indices)} rows of {padded(int(lengths[indices[0]]))} tokens: trying half as many")
+        half = len(indices) // 2
+        return [*run(indices[:half]), *run(indices[half:])]
+
+    crew = min(device.threads, CREW) if device.device.type == "cpu" else 1
     try:
-        while queue:
-            check()
-            indices = queue.pop()
-            try:
-                collector.add(indices, *_batch(task, model, data, indices, layout, device))
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                if len(indices) == 1:
-                    raise no_room_for_one_row(int(lengths[indices[0]]), device) from error
-                console.warn(f"out of memory with {len(indices)} rows of {padded(int(lengths[indices[0]]))} tokens: trying half as many")
-                queue += [indices[len(indices) // 2 :], indices[: len(indices) // 2]]
+        for done in _in_order(run, inference_batches(lengths, plan=plan, crew=crew), check, crew=crew, threads=device.threads):
+            for indices, (outputs, sums, weights) in done:
+                collector.add(indices, outputs, sums, weights)
         return collector.result()
     finally:
+        if crew > 1:
+            torch.set_num_threads(device.threads)
         model.train(was_training)
 
 
-def _batch(
-    task: Task[Any], model: nn.Module, data: Labelled, indices: np.ndarray, layout: Layout, device: DevicePlan
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
-    """(outputs, loss sums, loss weights) of one batch."""
+def _in_order(
+    run: Callable[[np.ndarray], list[tuple[np.ndarray, Result]]],
+    batches: list[np.ndarray],
+    check: Callable[[], None],
+    *,
+    crew: int,
+    threads: int,
+) -> Iterator[list[tuple[np.ndarray, Result]]]:
+    """Results of batches in their order. A ``crew`` works at several batches at once, so that no operator waits for every core."""
+    if min(crew, len(batches)) < 2:
+        for batch in batches:
+            check()
+            yield run(batch)
+        return
+    with ThreadPoolExecutor(crew, "infer", initializer=partial(torch.set_num_threads, threads // crew)) as pool:
+        waiting: deque[Future[list[tuple[np.ndarray, Result]]]] = deque()
+        try:
+            for batch in batches:
+                check()
+                waiting.append(pool.submit(run, batch))
+                if len(waiting) > crew:
+                    yield waiting.popleft().result()
+            while waiting:
+                check()
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@torch.inference_mode()
+def _batch(task: Task[Any], model: nn.Module, data: Labelled, indices: np.ndarray, layout: Layout, device: DevicePlan) -> Result:
     examples = data.examples.take(indices)
     targets = None if data.targets is None else data.targets[examples.row]
     batch = task.collate(examples.columns, targets, layout, key=0).to(device.device)

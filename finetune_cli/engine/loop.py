@@ -26,7 +26,6 @@ from finetune_cli.engine.objective import plain
 from finetune_cli.engine.optimizer import Updater, learning_rate
 from finetune_cli.errors import Diverged, Stopped
 from finetune_cli.metrics import DIRECTIONS
-from finetune_cli.models import never_wait
 from finetune_cli.run import Run
 from finetune_cli.tasks.base import Evaluation, Layout, Task
 
@@ -106,7 +105,6 @@ class Trainer:
     def __post_init__(self) -> None:
         self.updater = Updater(self.model, self.optimizer, clip=self.config.clip, device=self.device.device, scaler=self.device.scaler())
         self.lengths = self.train.examples.lengths()
-        never_wait(self.model)
         self._loss = torch.zeros((), device=self.device.device)
 
     # -- one update ----------------------------------------------------------------------------

@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from finetune_cli import checkpoint, console, device, models, tasks
-from finetune_cli.batching import BatchPlan, Padded
+from finetune_cli import checkpoint, console, device, models, packing, tasks
+from finetune_cli.batching import BatchPlan
 from finetune_cli.checkpoint import Knowledge
 from finetune_cli.config import DataConfig, DeviceConfig, ModelConfig, Order, TaskConfig
 from finetune_cli.device import DevicePlan
 from finetune_cli.engine.preparation import Encoder, longest_input
 from finetune_cli.errors import UserError
+from finetune_cli.packing import Packed
 from finetune_cli.run import Found, find
-from finetune_cli.tasks.base import Task
+from finetune_cli.tasks.base import Layout, Task
 
 INFERENCE_TOKENS = 4096
 SEED = 42
@@ -31,7 +32,7 @@ class Opened:
     model: nn.Module
     data: DataConfig
     encoder: Encoder
-    layout: Padded
+    layout: Layout
     plan: BatchPlan
     device: DevicePlan
     seed: int
@@ -71,7 +72,9 @@ def open_model(ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, wher
     if data.max_length is None and known is not None:
         data = replace(data, max_length=known.max_length)
     length = longest_input(data, limit)
-    batches = BatchPlan(**known.plan["batches"]) if known else _plan()
+    model = model.to(plan.device)
+    layout, _ = packing.layout(model, pad_id=tokenizer.pad_token_id or 0, limit=length, device=plan)
+    batches = replace(BatchPlan(**known.plan["batches"]) if known else _plan(), packed=isinstance(layout, Packed))
     told = found.run or (found.weights if not source.hub else source.name)
     console.say(
         f"model: {told}"
@@ -81,10 +84,10 @@ def open_model(ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, wher
     return Opened(
         found=found,
         task=opened_task,
-        model=model.to(plan.device),
+        model=model,
         data=_with_columns(data, known),
         encoder=Encoder(opened_task, tokenizer, length, data),
-        layout=Padded({"input_ids": tokenizer.pad_token_id or 0}, length),
+        layout=layout,
         plan=batches,
         device=plan,
         seed=known.seed if known else SEED,

@@ -38,8 +38,8 @@ Score = dict[str, dict[str, Any]]
 class Batch:
     """One micro-batch. ``weights`` are the loss's denominators by name, counted on the CPU, so that nothing waits for the device."""
 
-    inputs: dict[str, Tensor]
-    """The model's keyword arguments, each [B, T]."""
+    inputs: dict[str, Any]
+    """The model's keyword arguments as the layout gave them: tensors, or an object whose ``each(change)`` changes its tensors."""
     targets: Tensor | None
     """What the loss compares against; None where the rows carry none."""
     weights: dict[str, float] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Batch:
         def move(t: Tensor) -> Tensor:
             return (t.pin_memory() if where.type == "cuda" else t).to(where, non_blocking=True)
 
-        moved = {k: move(v) for k, v in self.inputs.items()}
+        moved = {k: v.each(move) if hasattr(v, "each") else move(v) for k, v in self.inputs.items()}
         extra = {k: move(v) for k, v in self.extra.items()}
         return Batch(moved, None if self.targets is None else move(self.targets), self.weights, extra)
 
@@ -62,8 +62,8 @@ class Batch:
 class Layout(Protocol):
     """How flat token columns become the model's inputs; batching and packing implement it."""
 
-    def lay(self, columns: Mapping[str, Ragged]) -> dict[str, Tensor]:
-        """``input_ids`` and its companions, each [B, T], with a mask where sequences were padded."""
+    def lay(self, columns: Mapping[str, Ragged]) -> dict[str, Any]:
+        """``input_ids`` and its companions: each [B, T] with a mask where sequences were padded, or [1, N] with where the samples lie."""
         ...
 
 

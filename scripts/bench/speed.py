@@ -34,7 +34,7 @@ import public_sets  # noqa: E402
 TRAIN = {
     "tutorial": "tutorial loop: padded to 128, fp32",
     "trainer": "Trainer, defaults: fp32, dynamic padding",
-    "trainer_best": "Trainer, best flags: bf16, group_by_length",
+    "trainer_best": "Trainer, best flags: group_by_length, bf16 where the hardware has it",
     "ftune": "ftune train",
 }
 PREDICT = {
@@ -87,6 +87,9 @@ def arguments() -> argparse.Namespace:
 
 def chosen(given: argparse.Namespace, variants: dict[str, str]) -> list[str]:
     wanted = [v for v in variants if given.variants is None or v in given.variants.split(",")]
+    if not peers.fast_bf16(given.device) and "trainer_bf16" in wanted:
+        wanted.remove("trainer_bf16")
+        print("left out, this hardware has no bf16: trainer_bf16", file=sys.stderr)
     if find_spec("accelerate") is None:
         left_out = [v for v in wanted if v.startswith("trainer")]
         if left_out and not given.smoke:
