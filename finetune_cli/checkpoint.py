@@ -70,7 +70,7 @@ class Knowledge:
     task: str
     facts: Facts
     columns: dict[str, Any]
-    """Roles of the training columns: text, text_pair, labels."""
+    """Data options that name the columns of training: text, text_pair, label."""
     max_length: int
     seed: int
     plan: dict[str, Any]

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,9 +34,16 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def __getitem__(self, indices: np.ndarray) -> Ragged:
+        return self.take(indices)
+
     def lengths(self) -> np.ndarray:
         """Length of each sequence, int64 [N]."""
         return np.diff(self.offsets)
+
+    def sequence(self, i: int) -> np.ndarray:
+        """The values of sequence ``i``."""
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
 
     def take(self, indices: np.ndarray) -> Ragged:
         """The sequences at ``indices``, copied out of the map."""
@@ -54,6 +61,13 @@ class Ragged:
         offsets = np.zeros(len(arrays) + 1, np.int64)
         np.cumsum([len(a) for a in arrays], out=offsets[1:])
         return cls(np.concatenate(arrays) if arrays else np.zeros(0, dtype), offsets)
+
+
+class Targets(Protocol):
+    """What the rows of a split are compared with: an array [N, ...], ``Ragged``, or anything that can be indexed by rows."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, indices: Any, /) -> Any: ...
 
 
 Column = Ragged | np.ndarray

@@ -1,7 +1,8 @@
 """The last act of training, run by path in a fresh process: plain transformers, no ftune, no network.
 
-Reads ``{"model", "auto_class", "texts", "pairs", "max_length", "threads"}`` as JSON from standard input, loads the exported model as any
-stranger would, and writes its fp32 logits as JSON.
+Reads ``{"model", "auto_class", "inputs", "most", "threads"}`` as JSON from standard input, loads the exported model as any stranger
+would, and writes its fp32 logits of each input as JSON, at most ``most`` of them taken evenly. With ``texts`` (and ``pairs``), the exported
+tokenizer must make the same tokens of them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
     asked = json.load(sys.stdin)
+    import numpy as np
     import torch
     import transformers
 
@@ -21,10 +23,19 @@ def main() -> None:
     torch.set_num_threads(asked["threads"])
     tokenizer = transformers.AutoTokenizer.from_pretrained(asked["model"], local_files_only=True)
     model = getattr(transformers, asked["auto_class"]).from_pretrained(asked["model"], local_files_only=True, dtype=torch.float32).eval()
-    inputs = tokenizer(asked["texts"], asked["pairs"], truncation=True, max_length=asked["max_length"], padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        logits = model(**inputs).logits
-    json.dump(logits.double().tolist(), sys.stdout)
+    found = []
+    for number, inputs in enumerate(asked["inputs"]):
+        if "texts" in asked:
+            pair = asked["pairs"] and asked["pairs"][number]
+            tokens = tokenizer(asked["texts"][number], pair, truncation=True, max_length=asked["max_length"])["input_ids"]
+            real = inputs.get("attention_mask", [[1] * len(inputs["input_ids"][0])])[0]
+            if tokens != [token for token, counts in zip(inputs["input_ids"][0], real, strict=True) if counts]:
+                sys.exit(f"the exported tokenizer makes other tokens of {asked['texts'][number][:60]!r}")
+        with torch.inference_mode():
+            logits = model(**{name: torch.tensor(value) for name, value in inputs.items()}).logits.double().reshape(-1).numpy()
+        most = asked["most"]
+        found.append((logits if len(logits) <= most else logits[np.linspace(0, len(logits) - 1, most).astype(np.int64)]).tolist())
+    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def test_own_experiments_and_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (found.config.model.path, found.config.model.dropout, found.config.train.epochs) == ("owner/big", 0.2, 1.0)
     assert found.user_set == {"model.path", "model.dropout", "train.epochs", "data.max_rows"} and found.experiment == "mine"
     two = composed("--config-dir", "my", "+exp=[mine,smoke]")
-    assert two.experiment == "mine+smoke" and two.config.data.max_rows == 400
+    assert two.experiment == "mine+smoke" and two.config.train.batch_size == 16
 
 
 def test_a_hidden_file_is_named(tmp_path: Path, ftune_inside: Any) -> None:

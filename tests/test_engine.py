@@ -41,7 +41,7 @@ def texts() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return models.train_tokenizer(texts(), ModelConfig(shape={"vocabulary": 300}))
+    return models.train_tokenizer(texts(), ModelConfig(shape={"vocabulary": 300}), "encoder")
 
 
 def examples(count: int, seed: int) -> Labelled:
@@ -56,7 +56,7 @@ def test_a_vocabulary_is_learnt_alike_in_every_process(tokenizer: Any) -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_engine import texts; from finetune_cli import models; "
         "from finetune_cli.config import ModelConfig; "
-        "print(models.tokenizer_digest(models.train_tokenizer(texts(), ModelConfig(shape={'vocabulary': 300}))))"
+        "print(models.tokenizer_digest(models.train_tokenizer(texts(), ModelConfig(shape={'vocabulary': 300}), 'encoder')))"
     )
     here = Path(__file__).parent
     found = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection
+from functools import partial
 
 from finetune_cli import console, report
 from finetune_cli.config import EvalConfig, Invocation, Split
@@ -84,8 +85,9 @@ def _read(config: EvalConfig, opened: Opened, user_set: Collection[str]) -> tupl
                 seed=opened.seed,
                 offline=config.offline,
                 only=(name,),
-                pairs=opened.task.pairs,
+                labelled=opened.task.labelled,
                 stratify=opened.task.stratified,
+                arrange=partial(opened.task.arrange, opened.task.config),
                 say=console.say,
             )
         for note in splits.notes:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from finetune_cli import console
 from finetune_cli.config import Invocation, PredictConfig
-from finetune_cli.data import Rows, find_roles, stream, texts
+from finetune_cli.data import Rows, stream, texts
 from finetune_cli.data.sources import File, resolve
 from finetune_cli.encoded import join
 from finetune_cli.engine.inference import Labelled, infer
@@ -58,18 +58,18 @@ def _source(config: PredictConfig) -> Any:
 
 def _window(opened: Opened, rows: Rows, done: int, keep: list[str], out: BinaryIO, stop: StopFlag) -> int:
     """Label some rows and write them; returns how many were cut. A blank row has a null answer."""
-    roles, _ = find_roles(rows, opened.data, labelled=False, pairs=opened.task.pairs)
+    rows, roles, _ = opened.task.arrange(opened.task.config, rows, opened.data, labelled=False)
     if missing := [name for name in keep if not rows.has(name)]:
         raise UserError(f"the input has no column {missing[0]!r}", where="keep", fix=f"it has {', '.join(rows.columns)}")
     first = texts(rows, roles.text)
     second = texts(rows, roles.text_pair) if roles.text_pair else None
     kept = {name: rows.column(name) for name in keep}
-    examples = join(list(opened.encoder.chunks(rows, roles)))
+    examples = join(list(opened.encoder.chunks(rows, roles, asked=True)))
     inferred = infer(
         opened.task, opened.model, Labelled(examples, None), layout=opened.layout, plan=opened.plan, device=opened.device, check=stop.check
     )
     lines = []
-    for i, answer in enumerate(opened.task.decode(inferred.outputs)):
+    for i, answer in enumerate(opened.task.decode(inferred.outputs, rows, roles)):
         blank = not first[i].strip() and not (second and second[i].strip())
         line: dict[str, Any] = {"row": done + i + 1, "text": first[i]}
         if second is not None:

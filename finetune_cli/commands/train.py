@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -125,7 +126,13 @@ def _prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | N
     kind = tasks.get(config.task.name)
     with console.working("reading the data"):
         splits = load_splits(
-            config.data, seed=config.train.seed, offline=config.offline, pairs=kind.pairs, stratify=kind.stratified, say=console.say
+            config.data,
+            seed=config.train.seed,
+            labelled=kind.labelled,
+            offline=config.offline,
+            stratify=kind.stratified,
+            arrange=partial(kind.arrange, config.task),
+            say=console.say,
         )
     for note in splits.notes:
         console.say(note)
@@ -144,6 +151,7 @@ def _prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | N
     if config.model.pickled_weights:
         console.warn("pickled weights are accepted (loaded with weights_only)")
     tokenizer, model_config, limit = _reader(config, resumed, source, splits)
+    task = task.reading_with(tokenizer)
     max_length = longest_input(config.data, limit)
     encoder = Encoder(task, tokenizer, max_length, config.data)
     examples = {}
@@ -197,7 +205,8 @@ def _reader(config: TrainConfig, resumed: Resumed | None, source: models.Source 
         models.check_vocabulary(tokenizer, model_config, source.name)
         return tokenizer, model_config, models.length_limit(model_config, tokenizer)
     with console.working("learning a vocabulary from the training texts"):
-        tokenizer = models.train_tokenizer(training_texts(splits.rows["train"], splits.roles), config.model)
+        architecture = tasks.get(config.task.name).architecture
+        tokenizer = models.train_tokenizer(training_texts(splits.rows["train"], splits.roles), config.model, architecture)
     return tokenizer, None, int(tokenizer.model_max_length)
 
 
@@ -244,7 +253,7 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
     )
     plans = {"device": p.device.saved(), "batches": plan.saved()}
     knowledge = Knowledge(
-        task=p.task.name, facts=p.task.facts, columns=_columns(p.splits), max_length=p.max_length, seed=config.train.seed, plan=plans
+        task=p.task.name, facts=p.task.facts, columns=p.splits.roles.options, max_length=p.max_length, seed=config.train.seed, plan=plans
     )
     if resumed:
         resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
@@ -277,10 +286,6 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
         console.say(f"resuming from step {state['step']} ({resumed.checkpoint.name if resumed and resumed.checkpoint else ''})")
     _say_plan(config, p, trainer, warmup)
     return trainer
-
-
-def _columns(splits: Splits) -> dict[str, Any]:
-    return {"text": splits.roles.text, "text_pair": splits.roles.text_pair, "labels": list(splits.roles.labels)}
 
 
 def _manifest(config: TrainConfig, p: Prepared, plans: dict[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from finetune_cli.data.audit import SplitRow, SplitTable, TokenCounts, audit, problems
 from finetune_cli.data.label_audit import judge_labels, unknown_label
-from finetune_cli.data.labels import canonical, has_several_labels, label_cells, label_names, missing, targets, texts
+from finetune_cli.data.labels import canonical, has_several_labels, label_cells, label_names, missing, targets, text_of, texts
 from finetune_cli.data.readers import read, stream
-from finetune_cli.data.roles import Roles, find_roles
+from finetune_cli.data.roles import NoColumn, Roles, find_roles
 from finetune_cli.data.rows import Rows, concat
 from finetune_cli.data.splits import Splits, load_splits
 
 __all__ = [
+    "NoColumn",
     "Roles",
     "Rows",
     "SplitRow",
@@ -31,6 +32,7 @@ __all__ = [
     "read",
     "stream",
     "targets",
+    "text_of",
     "texts",
     "unknown_label",
 ]

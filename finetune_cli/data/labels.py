@@ -45,6 +45,13 @@ def texts(rows: Rows, column: str) -> list[str]:
     return list(cells.to_pylist())
 
 
+def text_of(rows: Rows, roles: Roles, i: int) -> str:
+    """The text of one row, both parts of a pair."""
+    row = rows.slice(i, 1)
+    first = texts(row, roles.text)[0]
+    return f"{first} ‖ {texts(row, roles.text_pair)[0]}" if roles.text_pair else first
+
+
 def canonical(value: Any) -> str:
     """A cell as a label."""
     if isinstance(value, bool):

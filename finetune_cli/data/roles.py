@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,10 @@ from finetune_cli.data.rows import Rows
 from finetune_cli.errors import UserError
 
 
+class NoColumn(UserError):
+    """A column is not there, or cannot be told from the others."""
+
+
 @dataclass(frozen=True, slots=True)
 class Roles:
     """The columns that hold the text, its pair, and the label or targets (empty where rows carry none)."""
@@ -20,6 +24,16 @@ class Roles:
     text: str
     text_pair: str | None
     labels: tuple[str, ...]
+    found_by: Mapping[str, Any] | None = None
+    """The data options that name the user's columns, where a task made columns of its own out of them."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Data options with which a later reader finds the same columns and infers nothing."""
+        if self.found_by is not None:
+            return dict(self.found_by)
+        label = None if not self.labels else self.labels[0] if len(self.labels) == 1 else list(self.labels)
+        return {"text": self.text, "text_pair": self.text_pair, "label": label}
 
 
 def find_roles(rows: Rows, config: DataConfig, *, labelled: bool, pairs: bool = True) -> tuple[Roles, list[str]]:
@@ -81,7 +95,7 @@ def require(rows: Rows, key: str, name: str | None) -> None:
     fix = f"did you mean {key}={by_plain[close[0]]!r}?" if close else f"{key}=COLUMN"
     if not close and any(column in ("column1", "column2") for column in rows.columns):
         fix = f"{key}=column1, or name the columns with data.columns=[...]"
-    raise UserError(f"there is no column {name!r}; the columns are {_columns(rows)}", where=f"{rows.files[0]}, {key}", fix=fix)
+    raise NoColumn(f"there is no column {name!r}; the columns are {_columns(rows)}", where=f"{rows.files[0]}, {key}", fix=fix)
 
 
 def _matches(rows: Rows, tier: Sequence[str], taken: set[str]) -> list[str]:
@@ -104,7 +118,7 @@ def _infer_texts(rows: Rows, taken: set[str], labels: list[str], labelled: bool,
         if hits:
             names = ",".join(hits[:2])
             fix = f"data.text={hits[0]}" + (f", or data.text=[{names}] for both" if pairs else "")
-            raise UserError(
+            raise NoColumn(
                 f"which column is the text? {' or '.join(map(repr, hits))} could be; the columns are {_columns(rows)}",
                 where=f"{rows.files[0]}, data.text",
                 fix=fix,
@@ -114,7 +128,7 @@ def _infer_texts(rows: Rows, taken: set[str], labels: list[str], labelled: bool,
     if len(rest) == 1 and (labelled and len(label) == 1 or len(free) == 1):
         notes.append(f"text: column {rest[0]!r}, the only one left")
         return rest
-    raise UserError(
+    raise NoColumn(
         f"which column is the text? The columns are {_columns(rows)}", where=f"{rows.files[0]}, data.text", fix=_fix(rows, labelled)
     )
 
@@ -126,7 +140,7 @@ def _infer_label(rows: Rows, taken: set[str], notes: list[str]) -> str:
             notes.append(f"label: column {hits[0]!r}, by its name")
             return hits[0]
         if hits:
-            raise UserError(
+            raise NoColumn(
                 f"which column is the label? {' or '.join(map(repr, hits))} could be; the columns are {_columns(rows)}",
                 where=f"{rows.files[0]}, data.label",
                 fix=f"data.label={hits[0]}",
@@ -135,7 +149,7 @@ def _infer_label(rows: Rows, taken: set[str], notes: list[str]) -> str:
     if len(rest) == 1 and len(rows.columns) == 2:
         notes.append(f"label: column {rest[0]!r}, the only one left")
         return rest[0]
-    raise UserError(
+    raise NoColumn(
         f"which column is the label? The columns are {_columns(rows)}", where=f"{rows.files[0]}, data.label", fix="data.label=COLUMN"
     )
 

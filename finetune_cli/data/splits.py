@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from finetune_cli.data.grouping import group_codes, shared_groups, times
 from finetune_cli.data.labels import has_several_labels, label_cells, missing
 from finetune_cli.data.partition import Parts, by_time, grouped, shuffled, stratified
 from finetune_cli.data.readers import Say, format_of, read_places
-from finetune_cli.data.roles import Roles, find_roles, require
+from finetune_cli.data.roles import NoColumn, Roles, find_roles, require
 from finetune_cli.data.rows import Rows, count
 from finetune_cli.data.sources import File, Hub, resolve, sha256
 from finetune_cli.errors import UserError
@@ -37,6 +37,17 @@ READ_BY = {
     "encoding": _DELIMITED | {DataFormat.json, DataFormat.jsonl, DataFormat.text},
 }
 """Options that only some formats read."""
+
+
+class Arrange(Protocol):
+    """Finds the columns of some rows, or makes a task's own out of them; the notes say what was inferred. NoColumn where one is missing."""
+
+    def __call__(self, rows: Rows, config: DataConfig, *, labelled: bool) -> tuple[Rows, Roles, list[str]]: ...
+
+
+def by_columns(rows: Rows, config: DataConfig, *, labelled: bool) -> tuple[Rows, Roles, list[str]]:
+    """The rows as they are: one text or a pair in columns, and labels in columns."""
+    return rows, *find_roles(rows, config, labelled=labelled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +82,15 @@ def load_splits(
     offline: bool = False,
     only: Collection[str] | None = None,
     stratify: bool = True,
-    pairs: bool = True,
+    arrange: Arrange = by_columns,
     say: Say | None = None,
 ) -> Splits:
     """Everything from ``data.train``, ``data.validation`` and ``data.test`` to splits; ``only`` leaves out what is not needed.
 
-    ``stratify`` is False for tasks whose labels are numbers, ``pairs`` for tasks on one text; ``say`` hears of a download before it begins.
+    ``labelled`` is False where rows need no label apart from their text, ``stratify`` for tasks whose labels are numbers; ``arrange`` finds
+    the columns or makes them; ``say`` hears of a download before it begins.
     """
-    loading = _Loading(config, seed, labelled, offline, stratify, pairs, say)
+    loading = _Loading(config, seed, labelled, offline, stratify, arrange, say)
     wanted = [name for name in NAMES if only is None or name in only]
     given = {name: getattr(config, name) for name in NAMES}
     fractions = {name: f for name in ("validation", "test") if (f := fraction(given[name], f"data.{name}")) is not None}
@@ -114,9 +126,11 @@ def fraction(value: Any, key: str) -> float | None:
 class _Loading:
     """The steps of ``load_splits`` and what they find."""
 
-    def __init__(self, config: DataConfig, seed: int, labelled: bool, offline: bool, stratify: bool, pairs: bool, say: Say | None) -> None:
+    def __init__(
+        self, config: DataConfig, seed: int, labelled: bool, offline: bool, stratify: bool, arrange: Arrange, say: Say | None
+    ) -> None:
         self.config, self.seed, self.labelled, self.offline, self.say = config, seed, labelled, offline, say
-        self.stratify, self.pairs = stratify, pairs
+        self.stratify, self.arrange = stratify, arrange
         self.rows: dict[str, Rows] = {}
         self.sources: dict[str, dict[str, str]] = {}
         self.notes: list[str] = []
@@ -140,39 +154,31 @@ class _Loading:
 
     def _config(self) -> DataConfig:
         """The options, with the columns that the first split was found to have asked for in the others."""
-        if self.roles is None:
-            return self.config
-        text = [self.roles.text, self.roles.text_pair] if self.roles.text_pair else self.roles.text
-        return dataclasses.replace(self.config, text=text, text_pair=None, label=list(self.roles.labels) or None)
+        return self.config if self.roles is None else dataclasses.replace(self.config, **self.roles.options)
 
     def _with_roles(self, name: str, rows: Rows) -> Rows:
         """Finds the columns in the first split and checks them in the others; settles rows without a label."""
+        rows, roles, notes = self._arranged(name, rows)
         if self.roles is None:
-            self.roles, notes = self._first_roles(name, rows)
+            self.roles = roles
             self.notes += notes
-        has_labels = bool(self.roles.labels) and all(rows.has(label) for label in self.roles.labels)
-        require(rows, "data.text", self.roles.text)
-        require(rows, "data.text_pair", self.roles.text_pair)
         if not self.labelled:
+            self.carry.add(name)
             return rows
-        if not has_labels and name != "test":
-            for label in self.roles.labels:
-                require(rows, "data.label", label)
-        if not has_labels:
+        if not roles.labels:
             self.notes.append(f"{name} carries no labels: it is not scored")
             return rows
         return self._settle_missing(name, rows)
 
-    def _first_roles(self, name: str, rows: Rows) -> tuple[Roles, list[str]]:
+    def _arranged(self, name: str, rows: Rows) -> tuple[Rows, Roles, list[str]]:
+        """The rows with their columns found; a test split may have no label column."""
+        config = self._config()
         if name != "test" or not self.labelled:
-            return find_roles(rows, self.config, labelled=self.labelled, pairs=self.pairs)
+            return self.arrange(rows, config, labelled=self.labelled)
         try:
-            return find_roles(rows, self.config, labelled=True, pairs=self.pairs)
-        except UserError:
-            roles, notes = find_roles(rows, self.config, labelled=False, pairs=self.pairs)
-            named = self.config.label
-            labels = tuple(map(str, named if isinstance(named, (list, tuple)) else [named])) if named is not None else ()
-            return Roles(roles.text, roles.text_pair, labels), notes
+            return self.arrange(rows, config, labelled=True)
+        except NoColumn:
+            return self.arrange(rows, config, labelled=False)
 
     def _settle_missing(self, name: str, rows: Rows) -> Rows:
         """Rows without a label: an error, dropped and counted, or a test split that has none at all."""

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ import torch
 from torch import nn
 
 import finetune_cli
-from finetune_cli.batching import BatchPlan
+from finetune_cli.batching import Padded
 from finetune_cli.checkpoint import CONFIG_FILE, STATE_FILE, TASK_FILE, TENSORS_FILE, Knowledge, write_model
 from finetune_cli.data import Roles, Rows, texts
 from finetune_cli.device import DevicePlan
-from finetune_cli.engine.inference import Labelled, infer
+from finetune_cli.engine.inference import Labelled
 from finetune_cli.errors import SelfCheckFailed
 from finetune_cli.run import Run
 from finetune_cli.storage import MANIFEST
@@ -31,6 +30,8 @@ from finetune_cli.tasks.base import Layout, Task
 TOLERANCE = 1e-4
 """Largest difference of an fp32 logit, relative to its size where that is above 1."""
 STORED_ROWS = 16
+MOST_NUMBERS = 4096
+"""Logits of one example that are compared; of more, as many are taken evenly."""
 TRAINING_ONLY = {STATE_FILE, TENSORS_FILE, CONFIG_FILE, TASK_FILE, MANIFEST}
 """Files of a checkpoint that the exported model leaves out."""
 
@@ -53,12 +54,24 @@ def export(run: Run, checkpoint: Path, task: Task[Any], model: nn.Module, tokeni
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def thin(logits: np.ndarray) -> np.ndarray:
+    """At most ``MOST_NUMBERS`` of an example's logits, as the stranger's process takes them."""
+    flat = logits.reshape(-1)
+    return flat if len(flat) <= MOST_NUMBERS else flat[np.linspace(0, len(flat) - 1, MOST_NUMBERS).astype(np.int64)]
+
+
+def _plain_texts(rows: Rows, roles: Roles, limit: int) -> dict[str, Any]:
+    """What a stranger's tokenizer must turn into the very same tokens."""
+    pairs = texts(rows, roles.text_pair) if roles.text_pair else None
+    return {"texts": texts(rows, roles.text), "pairs": pairs, "max_length": limit}
+
+
 @dataclass(frozen=True, slots=True)
 class ReloadCheck:
     """A running check: what we computed, and the process that must compute the same."""
 
     process: subprocess.Popen[bytes]
-    ours: np.ndarray
+    ours: list[np.ndarray]
 
     @classmethod
     def start(
@@ -71,23 +84,27 @@ class ReloadCheck:
         roles: Roles,
         *,
         layout: Layout,
-        plan: BatchPlan,
         device: DevicePlan,
-        max_length: int,
-        check: Callable[[], None],
+        limit: int,
     ) -> ReloadCheck:
-        """Compute fp32 logits of a few stored rows, spread over the split, and start the stranger's process on the same rows."""
+        """Compute fp32 logits of a few stored examples, spread over the split, and start the stranger's process on the same ones."""
         chosen = np.unique(np.linspace(0, len(data.examples) - 1, STORED_ROWS).astype(np.int64))
-        some = Labelled(data.examples.take(chosen), None)
-        exact = replace(device, precision="fp32")
-        ours = task.answers(infer(task, model, some, layout=layout, plan=plan, device=exact, check=check).outputs)
-        stored = rows.take(data.examples.row[chosen])
+        plain = Padded({"input_ids": task.tokenizer.pad_token_id or 0}, limit)
+        model.eval()
+        inputs, ours = [], []
+        for number in chosen:
+            one = data.examples.take(np.array([number]))
+            targets = None if data.targets is None else data.targets[one.row]
+            batches = [task.collate(one.columns, targets, way, key=0) for way in (plain, layout)]
+            inputs.append({name: tensor.tolist() for name, tensor in batches[0].inputs.items()})
+            with torch.inference_mode():
+                ours.append(thin(task.reproducible(model, batches[1].to(device.device))))
         asked = {
             "model": str(run.model_dir),
             "auto_class": task.auto_class,
-            "texts": texts(stored, roles.text),
-            "pairs": texts(stored, roles.text_pair) if roles.text_pair else None,
-            "max_length": max_length,
+            "inputs": inputs,
+            "most": MOST_NUMBERS,
+            **(_plain_texts(rows.take(data.examples.row[chosen]), roles, limit) if task.plain_texts else {}),
             "threads": torch.get_num_threads(),
         }
         program = Path(finetune_cli.__file__).with_name("reload_check.py")
@@ -108,8 +125,10 @@ class ReloadCheck:
         if code:
             last = errors.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {code}"]
             raise SelfCheckFailed(f"the exported model does not load in plain transformers: {last[0]}", where="model/", fix=fix)
-        theirs = np.asarray(json.loads(output))
-        worst = float(np.max(np.abs(theirs - self.ours) / np.maximum(1.0, np.abs(self.ours))))
+        theirs = [np.asarray(numbers) for numbers in json.loads(output)]
+        if [len(numbers) for numbers in theirs] != [len(numbers) for numbers in self.ours]:
+            raise SelfCheckFailed("the exported model answers in another shape", where="model/", fix=fix)
+        worst = max(float(np.max(np.abs(a - b) / np.maximum(1.0, np.abs(b)))) for a, b in zip(theirs, self.ours, strict=True))
         if not worst <= TOLERANCE:
             raise SelfCheckFailed(f"the exported model answers differently: a logit is off by {worst:.2g}", where="model/", fix=fix)
         return f"plain transformers gives the same logits on {len(theirs)} stored rows (largest difference {worst:.1g})"

@@ -8,6 +8,7 @@ import numpy as np
 
 from finetune_cli import checkpoint, console, randomness, report
 from finetune_cli.baselines import CONSTANT
+from finetune_cli.checkpoint import Knowledge
 from finetune_cli.config import TrainConfig
 from finetune_cli.data import Rows, Splits, texts
 from finetune_cli.engine import environment, expectations, export, scoring
@@ -28,9 +29,13 @@ def finish(
     trainer: Trainer, config: TrainConfig, splits: Splits, table: Any, data: dict[str, Labelled], expected: list[Expectation]
 ) -> float | None:
     """Everything after the last step; returns the monitored score of the best checkpoint on validation."""
-    run, task = trainer.run, trainer.task
+    run = trainer.run
     best = run.store.best() or run.store.last()
     assert best is not None, "a finished run has a checkpoint"
+    known = Knowledge.read(best)
+    assert known is not None, "a checkpoint of ours says what it knows"
+    trainer.know(known.facts)
+    task = trainer.task
     if best.name != run.store.last().name:  # type: ignore[union-attr]
         trainer.model.load_state_dict(checkpoint.load_model(best, task).state_dict())
     names = [name for name in ("validation", "test") if name in data and name in splits.labelled]
@@ -49,10 +54,8 @@ def finish(
         splits.rows[judged or "train"],
         splits.roles,
         layout=trainer.layout,
-        plan=trainer.plan,
         device=trainer.device,
-        max_length=trainer.saver.knowledge.max_length,
-        check=trainer.check,
+        limit=trainer.saver.knowledge.max_length,
     )
     try:
         free = _baselines(trainer, splits, data, judged) if judged else {}
@@ -102,9 +105,7 @@ def _baselines(trainer: Trainer, splits: Splits, data: dict[str, Labelled], judg
     return found
 
 
-def _texts_and_targets(
-    rows: Rows, splits: Splits, data: Labelled, seed: int, *, most: int | None = BASELINE_ROWS
-) -> tuple[list[str], np.ndarray]:
+def _texts_and_targets(rows: Rows, splits: Splits, data: Labelled, seed: int, *, most: int | None = BASELINE_ROWS) -> tuple[list[str], Any]:
     assert data.targets is not None
     if most is not None and len(rows) > most:
         chosen = np.sort(randomness.generator(seed, "baselines").permutation(len(rows))[:most])

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from finetune_cli import console
 from finetune_cli.batching import BatchPlan, inference_batches, padded
 from finetune_cli.device import DevicePlan, no_room_for_one_row, out_of_memory
-from finetune_cli.encoded import Examples
-from finetune_cli.tasks.base import Layout, Outputs, Task
+from finetune_cli.encoded import Examples, Ragged, Targets
+from finetune_cli.tasks.base import Flat, Layout, Outputs, Task
 
 CREW = 8
 """Batches that a CPU works at side by side at most; more of them would wait for the interpreter."""
@@ -30,18 +30,19 @@ class Labelled:
     """Examples of a split and, where it is labelled, their targets."""
 
     examples: Examples
-    targets: np.ndarray | None
+    targets: Targets | None
 
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """Outputs in the order of the examples, and the mean loss where there were targets."""
+    """Outputs answer by answer, the row that each is about, and the mean loss where there were targets."""
 
     outputs: Outputs
+    rows: np.ndarray
     loss: float | None
 
 
-Result = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]
+Result = tuple[dict[str, Tensor | Flat], dict[str, Tensor], dict[str, float]]
 """Of one batch: outputs, loss sums, loss weights."""
 
 
@@ -71,7 +72,8 @@ def infer(
         for done in _in_order(run, inference_batches(lengths, plan=plan, crew=crew), check, crew=crew, threads=device.threads):
             for indices, (outputs, sums, weights) in done:
                 collector.add(indices, outputs, sums, weights)
-        return collector.result()
+        outputs, loss = collector.result()
+        return Inferred(*task.gather(outputs, data.examples), loss)
     finally:
         if crew > 1:
             torch.set_num_threads(device.threads)
@@ -124,11 +126,12 @@ class _Collector:
     def __init__(self, examples: int) -> None:
         self.examples = examples
         self.outputs: Outputs = {}
-        self.waiting: list[tuple[np.ndarray, dict[str, Tensor], dict[str, Tensor]]] = []
+        self.flat: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+        self.waiting: list[tuple[np.ndarray, dict[str, Tensor | Flat], dict[str, Tensor]]] = []
         self.sums: dict[str, float] = {}
         self.weights: dict[str, float] = {}
 
-    def add(self, indices: np.ndarray, outputs: dict[str, Tensor], sums: dict[str, Tensor], weights: dict[str, float]) -> None:
+    def add(self, indices: np.ndarray, outputs: dict[str, Tensor | Flat], sums: dict[str, Tensor], weights: dict[str, float]) -> None:
         self.waiting.append((indices, outputs, sums))
         for name, weight in weights.items():
             self.weights[name] = self.weights.get(name, 0.0) + weight
@@ -137,8 +140,11 @@ class _Collector:
 
     def flush(self) -> None:
         for indices, outputs, sums in self.waiting:
-            for name, tensor in outputs.items():
-                array = tensor.cpu().numpy()
+            for name, output in outputs.items():
+                if isinstance(output, Flat):
+                    self.flat.setdefault(name, []).append((indices, output.values.cpu().numpy(), output.lengths))
+                    continue
+                array = output.cpu().numpy()
                 if name not in self.outputs:
                     self.outputs[name] = np.empty((self.examples, *array.shape[1:]), array.dtype)
                 self.outputs[name][indices] = array
@@ -146,7 +152,16 @@ class _Collector:
                 self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self.waiting.clear()
 
-    def result(self) -> Inferred:
+    def result(self) -> tuple[Outputs, float | None]:
         self.flush()
         loss = sum(self.sums[name] / self.weights[name] for name in self.sums) if self.sums else None
-        return Inferred(self.outputs, loss)
+        return self.outputs | {name: _in_place(parts, self.examples) for name, parts in self.flat.items()}, loss
+
+
+def _in_place(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], examples: int) -> Ragged:
+    """Sequences of batches, each with its (indices, values, lengths), in the order of the examples."""
+    order = np.argsort(np.concatenate([indices for indices, _, _ in parts]), kind="stable")
+    lengths = np.concatenate([lengths for _, _, lengths in parts])
+    offsets = np.zeros(examples + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return Ragged(np.concatenate([values for _, values, _ in parts]), offsets).take(order)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from finetune_cli.engine.optimizer import Updater, learning_rate
 from finetune_cli.errors import Diverged, Stopped
 from finetune_cli.metrics import DIRECTIONS
 from finetune_cli.run import Run
-from finetune_cli.tasks.base import Evaluation, Layout, Task
+from finetune_cli.tasks.base import Evaluation, Facts, Layout, Task
 
 
 @dataclass(slots=True)
@@ -170,11 +170,18 @@ class Trainer:
 
     # -- scoring and saving --------------------------------------------------------------------
     def scores(self, data: Labelled) -> dict[str, float]:
-        """Loss and the task's metrics on a labelled split."""
+        """Loss and the task's metrics on the validation rows, with the facts that they settle."""
         inferred = infer(self.task, self.model, data, layout=self.layout, plan=self.plan, device=self.device, check=self.check)
         assert data.targets is not None and inferred.loss is not None
-        evaluation = Evaluation(inferred.outputs, data.targets, self.config.seed)
+        evaluation = Evaluation(inferred.outputs, data.targets, self.config.seed, inferred.rows)
+        if (facts := self.task.settle(evaluation)) is not None:
+            self.know(facts)
         return {"loss": inferred.loss, **self.task.metrics(evaluation)}
+
+    def know(self, facts: Facts) -> None:
+        """Go on with other facts, which every later checkpoint holds."""
+        self.task = self.task.knowing(facts)
+        self.saver = replace(self.saver, knowledge=replace(self.saver.knowledge, facts=facts))
 
     def is_best(self, scores: dict[str, float]) -> bool:
         """Note a scoring: whether it is the best so far. NaN never is, and counts as no improvement."""

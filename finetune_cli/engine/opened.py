@@ -52,10 +52,10 @@ def open_model(ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, wher
     config = ModelConfig(path=source.name)
     model_config = models.load_config(source, config, offline=offline)
     kind = tasks.get(task.name)
-    opened_task = kind(task, known.facts if known else kind.facts_of(model_config))
     plan = device.find(where, known.plan["device"] if known else None)
     plan.apply()
     tokenizer = models.load_tokenizer(source, config, offline=offline)
+    opened_task = kind(task, known.facts if known else kind.facts_of(model_config), tokenizer)
     models.check_vocabulary(tokenizer, model_config, source.name)
     with console.working("loading the model"):
         if source.hub:
@@ -104,14 +104,13 @@ def _with_columns(data: DataConfig, known: Knowledge | None) -> DataConfig:
     """The columns of training, where the user names none."""
     if known is None:
         return data
-    labels = known.columns["labels"]
     filled: dict[str, Any] = {}
     if data.text is None:
         filled["text"] = known.columns["text"]
         if data.text_pair is None:
             filled["text_pair"] = known.columns["text_pair"]
-    if data.label is None and labels:
-        filled["label"] = labels[0] if len(labels) == 1 else labels
+    if data.label is None:
+        filled["label"] = known.columns["label"]
     return replace(data, **filled)
 
 

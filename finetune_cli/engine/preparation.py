@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
@@ -38,11 +38,11 @@ class Encoder:
         """The examples of a split, from the cache where it was encoded before."""
         return encoded.encode_once(lambda: self.chunks(rows, roles), self._key(rows, roles, sources))
 
-    def chunks(self, rows: Rows, roles: Roles) -> Iterator[Examples]:
+    def chunks(self, rows: Rows, roles: Roles, *, asked: bool = False) -> Iterator[Examples]:
         """Encode chunk after chunk."""
         start = 0
         for chunk in rows.chunks(CHUNK):
-            yield self.task.encode(chunk, roles, self.tokenizer, max_length=self.max_length, first_row=start)
+            yield self.task.encode(chunk, roles, self.tokenizer, max_length=self.max_length, first_row=start, asked=asked)
             start += len(chunk)
 
     def _key(self, rows: Rows, roles: Roles, sources: dict[str, str]) -> str:
@@ -52,10 +52,10 @@ class Encoder:
         return encoded.key(
             files=sorted(sources.values()),
             rows=places.hexdigest(),
-            roles=[roles.text, roles.text_pair],
+            roles=roles.options,
             tokenizer=models.tokenizer_digest(self.tokenizer),
             max_length=self.max_length,
-            task=self.task.name,
+            task=asdict(self.task.config),
             options=options,
         )
 
@@ -69,15 +69,6 @@ def longest_input(config: DataConfig, limit: int) -> int:
             f"the model reads at most {limit} tokens", where=f"data.max_length={config.max_length}", fix=f"data.max_length={limit} or less"
         )
     return config.max_length
-
-
-def with_roles(config: DataConfig, roles: Roles) -> DataConfig:
-    """The data options with the columns that were found written in, so that a saved config infers nothing again."""
-    return replace(config, text=roles.text, text_pair=roles.text_pair, label=_one_or_many(roles.labels))
-
-
-def _one_or_many(labels: tuple[str, ...]) -> Any:
-    return None if not labels else labels[0] if len(labels) == 1 else list(labels)
 
 
 def labelled(task: Task[Any], data: DataConfig, splits: Splits, examples: dict[str, Examples]) -> dict[str, Labelled]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from torch import nn
 
 from finetune_cli.batching import BatchPlan
@@ -55,10 +56,11 @@ def score(
             fix="ftune predict labels them; data.label=COLUMN names labels",
         )
     inferred = infer(task, model, data, layout=layout, plan=plan, device=device, check=check)
-    evaluation = Evaluation(inferred.outputs, data.targets, seed)
+    evaluation = Evaluation(inferred.outputs, data.targets, seed, inferred.rows)
     loss = inferred.loss if inferred.loss is not None and math.isfinite(inferred.loss) else None
     entries: Score = {"loss": {"value": loss, "low": None, "high": None, "n": len(rows)}, **task.score(evaluation)}
-    found = task.sections(evaluation, texts=lambda i: text_of(rows, roles, i), lengths=data.examples.lengths())
+    lengths = np.bincount(data.examples.row, data.examples.lengths(), len(rows)).astype(np.int64)
+    found = task.sections(evaluation, rows, roles, lengths=lengths[inferred.rows])
     return Scored(entries, found, evaluation)
 
 
@@ -68,25 +70,20 @@ def json_text(value: Any) -> str:
     return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
 
 
-def text_of(rows: Rows, roles: Roles, i: int) -> str:
-    """The text of one row, both parts of a pair."""
-    row = rows.slice(i, 1)
-    first = texts(row, roles.text)[0]
-    return f"{first} ‖ {texts(row, roles.text_pair)[0]}" if roles.text_pair else first
-
-
 def write(directory: Path, split: str, scored: Scored, task: Task[Any], rows: Rows, roles: Roles) -> None:
     """``metrics.json``, ``predictions.jsonl`` and, where the task has one, ``confusion.csv``."""
     write_whole(REAL, directory / "metrics.json", json_bytes({split: scored.score}))
 
     def predictions(file: BinaryIO) -> None:
-        decoded = task.decode(scored.evaluation.outputs)
-        number = 0
-        for chunk in rows.chunks(CHUNK):
-            for text in texts(chunk, roles.text):
-                answer = {"row": number + 1, "text": text, **next(decoded), "target": task.told(scored.evaluation.targets[number])}
+        decoded = task.decode(scored.evaluation.outputs, rows, roles)
+        about = scored.evaluation.rows
+        for start in range(0, len(about), CHUNK):
+            some = about[start : start + CHUNK]
+            for row, text in zip(some.tolist(), texts(rows.take(some), roles.text), strict=True):
+                answer = {"row": row + 1, "text": text, **next(decoded)}
+                if task.labelled:
+                    answer["target"] = task.told(scored.evaluation.targets[row])
                 file.write((json_text(answer) + "\n").encode("utf-8", "surrogatepass"))
-                number += 1
 
     unfinished = temporary(directory, "predictions")
     write_new(REAL, unfinished, predictions)

@@ -7,10 +7,11 @@ Modules of tasks import torch and NumPy inside functions, so that composing a co
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from finetune_cli.config.schema import DataConfig, TaskConfig
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, device, nn
 
     from finetune_cli.data import Roles, Rows
-    from finetune_cli.encoded import Columns, Examples, Ragged
+    from finetune_cli.encoded import Columns, Examples, Ragged, Targets
     from finetune_cli.tasks.sections import Section
 
 C = TypeVar("C", bound=TaskConfig)
@@ -32,6 +33,14 @@ Prediction = dict[str, Any]
 """One plain, JSON-ready answer."""
 Score = dict[str, dict[str, Any]]
 """Metric to ``{"value", "low", "high", "n"}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """An output of differing length an example: values end to end, [sum of lengths, ...], and the lengths [B], counted on the CPU."""
+
+    values: Tensor
+    lengths: np.ndarray
 
 
 @dataclass(slots=True)
@@ -72,8 +81,12 @@ class Evaluation:
     """A task's outputs on one labelled split beside what they are compared with."""
 
     outputs: Outputs
-    targets: np.ndarray
+    """Answer by answer, as ``gather`` gave them."""
+    targets: Any
+    """``read_targets`` of the split, row by row."""
     seed: int
+    rows: np.ndarray
+    """[answers] index of the row that each answer is about."""
 
 
 class Task(ABC, Generic[C]):
@@ -86,18 +99,49 @@ class Task(ABC, Generic[C]):
     """The transformers class that holds the model and its head."""
     pipeline: ClassVar[str | None] = None
     """The transformers pipeline that runs the exported model."""
+    architecture: ClassVar[str] = "encoder"
+    """What ``model.shape`` builds: an ``encoder``, a ``decoder``, or an ``encoder-decoder``."""
+    plain_texts: ClassVar[bool] = False
+    """Whether the tokenizer alone makes a row's example out of its text, or pair, so that the reload check can hold it to that."""
     pairs: ClassVar[bool] = True
     """Whether a second text is understood."""
+    labelled: ClassVar[bool] = True
+    """Whether rows carry an answer apart from their text; a language model's rows are their own answer."""
     stratified: ClassVar[bool] = True
     """Whether a validation split keeps the shares of the labels."""
     rows_interact: ClassVar[bool] = False
     """Whether a row's loss depends on the other rows of its batch, so that a batch must not be split."""
 
-    def __init__(self, config: C, facts: Facts) -> None:
+    def __init__(self, config: C, facts: Facts, tokenizer: Any = None) -> None:
         self.config = config
         self.facts = facts
+        self.tokenizer = tokenizer
+        """That of the model; None before there is one."""
+
+    def reading_with(self, tokenizer: Any) -> Self:
+        """The same task with the model's tokenizer at hand."""
+        task = copy.copy(self)
+        task.tokenizer = tokenizer
+        return task
+
+    def knowing(self, facts: Facts) -> Self:
+        """The same task with other facts."""
+        task = copy.copy(self)
+        task.facts = facts
+        return task
 
     # -- rows ----------------------------------------------------------------------------------
+    @classmethod
+    def arrange(cls, config: C, rows: Rows, data: DataConfig, *, labelled: bool) -> tuple[Rows, Roles, list[str]]:
+        """The rows in the form that the other methods read, their columns, and notes on what was inferred.
+
+        A task whose rows are more than texts and labels adds columns of its own here, a plain text for people among them, and names
+        the user's columns in ``Roles.found_by``. Raises NoColumn where a column is missing.
+        """
+        from finetune_cli.data import find_roles
+
+        return rows, *find_roles(rows, data, labelled=labelled, pairs=cls.pairs)
+
     @classmethod
     @abstractmethod
     def learn(cls, config: C, data: DataConfig, rows: Rows, roles: Roles) -> Facts:
@@ -109,8 +153,8 @@ class Task(ABC, Generic[C]):
         """The same facts read from a plain Hugging Face model's config."""
 
     @abstractmethod
-    def read_targets(self, data: DataConfig, rows: Rows, roles: Roles) -> np.ndarray:
-        """Targets of labelled rows, [N] or [N, T]; a value the model does not know is a UserError with its line."""
+    def read_targets(self, data: DataConfig, rows: Rows, roles: Roles) -> Targets:
+        """Targets of labelled rows, one a row; a value the model does not know is a UserError with its line."""
 
     @abstractmethod
     def label_cells(self, data: DataConfig, rows: Rows, roles: Roles) -> list[Any] | None:
@@ -121,12 +165,15 @@ class Task(ABC, Generic[C]):
         """The facts in words, for the first screen and the model card: (what, text)."""
 
     @abstractmethod
-    def encode(self, rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int) -> Examples:
-        """Tokenise a chunk of rows; ``first_row`` is the index of its first row in the split. Never padded."""
+    def encode(self, rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int, asked: bool = False) -> Examples:
+        """Tokenise a chunk of rows; ``first_row`` is the index of its first row in the split. Never padded.
+
+        ``asked``: the rows are to be answered (``predict``), not learnt from or scored.
+        """
 
     @abstractmethod
-    def collate(self, columns: Columns, targets: np.ndarray | None, layout: Layout, *, key: int) -> Batch:
-        """Lay out some examples as one batch; ``key`` seeds masking and augmentation."""
+    def collate(self, columns: Columns, targets: Any, layout: Layout, *, key: int) -> Batch:
+        """Lay out some examples as one batch; ``targets`` are those of their rows, None where they are asked; ``key`` seeds masking."""
 
     # -- model ---------------------------------------------------------------------------------
     @abstractmethod
@@ -141,10 +188,21 @@ class Task(ABC, Generic[C]):
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Sums (never means) of the loss by name; the loop divides each by the step's weight of that name."""
 
-    def infer(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(what ``decode`` and ``score`` need, [B, ...] by name; the loss sums, empty without targets)."""
+    def infer(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor | Flat], dict[str, Tensor]]:
+        """(what ``decode`` and ``score`` need, [B, ...] or flat, by name; the loss sums, empty without targets)."""
         outputs = self.forward(model, batch)
         return {"logits": outputs.logits.float()}, self.loss(outputs, batch) if batch.targets is not None else {}
+
+    def gather(self, outputs: Outputs, examples: Examples) -> tuple[Outputs, np.ndarray]:
+        """Outputs of examples to answers, and the row that each answer is about: one an example, unless windows of a row are joined."""
+        return outputs, examples.row
+
+    def settle(self, evaluation: Evaluation) -> Facts | None:
+        """Facts that are learnt from the validation rows after an epoch, such as thresholds; None where there are none.
+
+        They are saved with the checkpoint that gave them, and scores are computed with them.
+        """
+        return None
 
     def fold(self, model: nn.Module) -> Facts | None:
         """Fold learnt scales into the last layer, so that plain transformers gives the same answers.
@@ -155,7 +213,11 @@ class Task(ABC, Generic[C]):
 
     @abstractmethod
     def answers(self, outputs: Outputs) -> np.ndarray:
-        """What plain transformers must reproduce from the exported model: its logits, [N, K]."""
+        """What the exported model's ``logits`` must be in plain transformers, [N, K]: for the reload check."""
+
+    def reproducible(self, model: nn.Module, batch: Batch) -> np.ndarray:
+        """Logits of one example, of any shape, that plain transformers must reproduce from the exported model and the same inputs."""
+        return self.answers({"logits": self.forward(model, batch).logits.float().cpu().numpy()})
 
     # -- results -------------------------------------------------------------------------------
     @property
@@ -176,17 +238,17 @@ class Task(ABC, Generic[C]):
         """Metrics with n and a 95 % bootstrap interval."""
 
     @abstractmethod
-    def decode(self, outputs: Outputs) -> Iterator[Prediction]:
-        """Answers in the order of the examples."""
+    def decode(self, outputs: Outputs, rows: Rows, roles: Roles) -> Iterator[Prediction]:
+        """Answers in the order of ``gather``; ``rows`` are those of the whole split or window."""
 
     @abstractmethod
     def told(self, target: Any) -> Any:
         """A target as a user wrote it: a label's name, several names, or numbers."""
 
     @abstractmethod
-    def baselines(self, train: tuple[Sequence[str], np.ndarray], test: tuple[Sequence[str], np.ndarray]) -> dict[str, dict[str, float]]:
-        """Scores of models that anyone can have for free, on the same rows: name to metrics."""
+    def baselines(self, train: tuple[Sequence[str], Any], test: tuple[Sequence[str], Any]) -> dict[str, dict[str, float]]:
+        """Scores of models that anyone can have for free, on the same (texts, targets): name to metrics."""
 
     @abstractmethod
-    def sections(self, evaluation: Evaluation, *, texts: Callable[[int], str], lengths: np.ndarray) -> list[Section]:
-        """The task's own part of the report; ``texts(i)`` reads the text of row ``i``."""
+    def sections(self, evaluation: Evaluation, rows: Rows, roles: Roles, *, lengths: np.ndarray) -> list[Section]:
+        """The task's own part of the report; ``lengths`` are tokens of each answer's row."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from finetune_cli.config.schema import DataConfig, TaskConfig, option
@@ -49,6 +50,7 @@ class TextClassification(Task[TextClassificationConfig]):
     name = "text-classification"
     Config = TextClassificationConfig
     auto_class = "AutoModelForSequenceClassification"
+    plain_texts = True
     pipeline = "text-classification"
 
     # -- rows ----------------------------------------------------------------------------------
@@ -127,10 +129,10 @@ class TextClassification(Task[TextClassificationConfig]):
             told.append(("class weights", ", ".join(f"{name} {w:.3g}" for name, w in zip(self.labels, weights, strict=True))))
         return told
 
-    def encode(self, rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int) -> Examples:
+    def encode(self, rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int, asked: bool = False) -> Examples:
         return encode_texts(rows, roles, tokenizer, max_length=max_length, first_row=first_row)
 
-    def collate(self, columns: Columns, targets: np.ndarray | None, layout: Layout, *, key: int) -> Batch:
+    def collate(self, columns: Columns, targets: Any, layout: Layout, *, key: int) -> Batch:
         import numpy as np
         import torch
 
@@ -209,7 +211,7 @@ class TextClassification(Task[TextClassificationConfig]):
             return metrics.score(lambda rows: metrics.multilabel_measures(p[rows], y[rows], threshold), len(y), seed=evaluation.seed)
         return metrics.score(lambda rows: metrics.classification_measures(p[rows], y[rows], self.labels), len(y), seed=evaluation.seed)
 
-    def decode(self, outputs: Outputs) -> Iterator[Prediction]:
+    def decode(self, outputs: Outputs, rows: Rows, roles: Roles) -> Iterator[Prediction]:
         for p in self.probabilities(outputs["logits"]):
             named = {name: round(float(value), 6) for name, value in zip(self.labels, p, strict=True)}
             if self.multi:
@@ -224,16 +226,18 @@ class TextClassification(Task[TextClassificationConfig]):
             return [name for name, has in zip(self.labels, target, strict=True) if has]
         return self.labels[int(target)]
 
-    def baselines(self, train: tuple[Sequence[str], np.ndarray], test: tuple[Sequence[str], np.ndarray]) -> dict[str, dict[str, float]]:
+    def baselines(self, train: tuple[Sequence[str], Any], test: tuple[Sequence[str], Any]) -> dict[str, dict[str, float]]:
         from finetune_cli import baselines
 
         if self.multi:
             return baselines.multilabel(*train, *test, threshold=self.config.threshold)
         return baselines.classification(*train, *test, names=self.labels)
 
-    def sections(self, evaluation: Evaluation, *, texts: Callable[[int], str], lengths: np.ndarray) -> list[Section]:
+    def sections(self, evaluation: Evaluation, rows: Rows, roles: Roles, *, lengths: np.ndarray) -> list[Section]:
+        from finetune_cli.data import text_of
         from finetune_cli.tasks import findings
 
+        texts = partial(text_of, rows, roles)
         p = self.probabilities(evaluation.outputs["logits"])
         if self.multi:
             return findings.of_multilabel(p, evaluation.targets, self.labels, self.config.threshold, texts, lengths)

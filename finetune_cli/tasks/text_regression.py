@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from finetune_cli.config.schema import DataConfig, TaskConfig
@@ -46,6 +47,7 @@ class TextRegression(Task[TextRegressionConfig]):
     name = "text-regression"
     Config = TextRegressionConfig
     auto_class = "AutoModelForSequenceClassification"
+    plain_texts = True
     stratified = False
 
     # -- rows ----------------------------------------------------------------------------------
@@ -80,10 +82,10 @@ class TextRegression(Task[TextRegressionConfig]):
         scales = zip(self.facts["targets"], self.facts["mean"], self.facts["std"], strict=True)
         return [("targets", ", ".join(f"{name} (mean {mean:.3g}, standard deviation {std:.3g})" for name, mean, std in scales))]
 
-    def encode(self, rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int) -> Examples:
+    def encode(self, rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int, asked: bool = False) -> Examples:
         return encode_texts(rows, roles, tokenizer, max_length=max_length, first_row=first_row)
 
-    def collate(self, columns: Columns, targets: np.ndarray | None, layout: Layout, *, key: int) -> Batch:
+    def collate(self, columns: Columns, targets: Any, layout: Layout, *, key: int) -> Batch:
         import numpy as np
         import torch
 
@@ -158,7 +160,7 @@ class TextRegression(Task[TextRegressionConfig]):
         values, targets = self.values(evaluation.outputs), evaluation.targets
         return metrics.score(lambda rows: metrics.regression_measures(values[rows], targets[rows]), len(targets), seed=evaluation.seed)
 
-    def decode(self, outputs: Outputs) -> Iterator[Prediction]:
+    def decode(self, outputs: Outputs, rows: Rows, roles: Roles) -> Iterator[Prediction]:
         for row in self.values(outputs):
             named = {name: round(float(value), 6) for name, value in zip(self.facts["targets"], row, strict=True)}
             yield {"value": next(iter(named.values()))} if len(named) == 1 else {"values": named}
@@ -166,14 +168,16 @@ class TextRegression(Task[TextRegressionConfig]):
     def told(self, target: Any) -> Any:
         return float(target[0]) if len(target) == 1 else [float(value) for value in target]
 
-    def baselines(self, train: tuple[Sequence[str], np.ndarray], test: tuple[Sequence[str], np.ndarray]) -> dict[str, dict[str, float]]:
+    def baselines(self, train: tuple[Sequence[str], Any], test: tuple[Sequence[str], Any]) -> dict[str, dict[str, float]]:
         from finetune_cli import baselines
 
         return baselines.regression(*train, *test)
 
-    def sections(self, evaluation: Evaluation, *, texts: Callable[[int], str], lengths: np.ndarray) -> list[Section]:
+    def sections(self, evaluation: Evaluation, rows: Rows, roles: Roles, *, lengths: np.ndarray) -> list[Section]:
+        from finetune_cli.data import text_of
         from finetune_cli.tasks import findings
 
+        texts = partial(text_of, rows, roles)
         return findings.of_regression(self.values(evaluation.outputs), evaluation.targets, self.facts["targets"], texts, lengths)
 
 

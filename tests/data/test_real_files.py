@@ -1,4 +1,4 @@
-"""Real files, row for row, where a folder of them is given: FTUNE_DATA_SETS=/path/to/data."""
+"""Real files, row for row, where a folder of them is given: FTUNE_DATA=/path/to/data."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from finetune_cli.config.schema import DataConfig, ExtraFields
 from finetune_cli.data import label_cells, load_splits, read, targets
 
-HOME = Path(os.environ.get("FTUNE_DATA_SETS", "/nonexistent"))
-pytestmark = pytest.mark.skipif(not HOME.is_dir(), reason="FTUNE_DATA_SETS names no folder")
+HOME = Path(os.environ.get("FTUNE_DATA", "/nonexistent"))
+pytestmark = pytest.mark.skipif(not HOME.is_dir(), reason="FTUNE_DATA names no folder")
 
 BARE = {"header": False, "columns": ["text", "label"]}
 AG = {"columns": ["Class Index", "Title", "Description"]}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from finetune_cli.data.tags import Scheme, Span, TagError, invalid, recognise, spans, write
 
-HOME = Path(os.environ.get("FTUNE_DATA_SETS", "/nonexistent"))
+HOME = Path(os.environ.get("FTUNE_DATA", "/nonexistent"))
 LETTERS = {"io": "I", "iob1": "BI", "iob2": "BI", "iobes": "BIES", "bmes": "BMES", "bilou": "BILU"}
 TYPES = st.one_of(st.sampled_from(["PER", "LOC", "", "art-music", "O", "I", "B-PER", "E"]), st.text(max_size=4))
 SCHEMES = st.sampled_from(list(Scheme))
@@ -280,7 +280,7 @@ FILES = [
 ]
 
 
-@pytest.mark.skipif(not HOME.is_dir(), reason="FTUNE_DATA_SETS names no folder")
+@pytest.mark.skipif(not HOME.is_dir(), reason="FTUNE_DATA names no folder")
 @pytest.mark.parametrize(("name", "scheme", "total", "misplaced"), FILES, ids=[name for name, *_ in FILES])
 def test_real_files(name: str, scheme: Scheme, total: int | None, misplaced: list[tuple[int, int]]) -> None:
     rows = list(rows_of(HOME / name))
