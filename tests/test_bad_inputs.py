@@ -1,4 +1,4 @@
-"""Bad inputs: every case of bad_inputs.yaml ends in three lines on stderr, with nothing on stdout and nothing left behind."""
+"""Bad inputs: every case of bad_inputs/*.yaml ends in three lines on stderr, with nothing on stdout and nothing left behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ from ran import ROOT, Ran, labelled_rows, write_rows
 
 from finetune_cli.errors import UserError
 
-CASES: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "bad_inputs.yaml").read_text(encoding="utf-8"))
+CASES: list[dict[str, Any]] = [
+    case
+    for file in sorted((Path(__file__).parent / "bad_inputs").glob("*.yaml"))
+    for case in yaml.safe_load(file.read_text(encoding="utf-8"))
+]
 SMALL = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.steps=2", "device=cpu"]
 
 
@@ -32,7 +36,7 @@ SMALL = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.s
 
 
 def lay(path: Path, content: Any) -> None:
-    """Make one file as the table describes it: its text, or how its bytes come about (the keys are told in bad_inputs.yaml)."""
+    """Make one file as the table describes it: its text, or how its bytes come about (the keys are told in text_classification.yaml)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, str):
         path.write_bytes(content.encode())
