@@ -8,6 +8,7 @@ characters instead of words.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_cli import metrics, randomness
+from finetune_cli.metrics.entities import entities as entity_scores
 
 Floats = npt.NDArray[np.float64]
 Baselines = dict[str, dict[str, float]]
+Spans = list[tuple[int, int, str]]
+"""Names in a row of words: (start, end, type); the end is exclusive."""
 
 CONSTANT = ("majority", "mean")
 """The baselines that give every row the same answer."""
@@ -87,6 +91,39 @@ def regression(train_texts: Sequence[str], train_targets: np.ndarray, test_texts
         return found
     model = _fitted(Ridge(alpha=1.0, solver="sparse_cg"), features[0], targets[kept])
     return found | {name: metrics.regression(np.asarray(model.predict(features[1])).reshape(len(truth), -1), truth)}
+
+
+def entities(
+    train_words: Sequence[Sequence[str]], train_spans: Sequence[Spans], test_words: Sequence[Sequence[str]], test_spans: Sequence[Spans]
+) -> Baselines:
+    """``majority`` (no word is a name) and ``gazetteer``: every name of train, wherever it stands, as its commonest type.
+
+    Words row by row, and spans (start, end, type) in words. Of names that begin with one word the longest is taken.
+    """
+    counts: dict[tuple[str, ...], Counter[str]] = {}
+    for words, spans in zip(train_words, train_spans, strict=True):
+        for start, end, name in spans:
+            counts.setdefault(tuple(words[start:end]), Counter())[name] += 1
+    types = {name: min(found, key=lambda t: (-found[t], t)) for name, found in counts.items()}
+    longest: dict[str, int] = {}
+    for known in types:
+        longest[known[0]] = max(longest.get(known[0], 0), len(known))
+    predicted = [_looked_up(words, types, longest) for words in test_words]
+    nothing: list[Spans] = [[] for _ in test_words]
+    return {"majority": entity_scores(test_spans, nothing), "gazetteer": entity_scores(test_spans, predicted)}
+
+
+def _looked_up(words: Sequence[str], types: dict[tuple[str, ...], str], longest: dict[str, int]) -> Spans:
+    """The known names in a row of words, from left to right."""
+    found: Spans = []
+    at = 0
+    while at < len(words):
+        sizes = range(min(longest.get(words[at], 0), len(words) - at), 0, -1)
+        size = next((n for n in sizes if tuple(words[at : at + n]) in types), 0)
+        if size:
+            found.append((at, at + size, types[tuple(words[at : at + size])]))
+        at += size or 1
+    return found
 
 
 def _draw(n: int, name: str) -> tuple[npt.NDArray[np.int64], str]:

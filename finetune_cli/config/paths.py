@@ -9,7 +9,10 @@ from typing import Any
 
 from finetune_cli.config.options import Option
 
-DATA_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".txt", ".conll", ".gz", ".zst")
+DATA_ENDINGS = (
+    *(".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".txt", ".gz", ".zst"),
+    *(".conll", ".bio", ".iob", ".iob2", ".iobes", ".bioes", ".bmes", ".bilou"),
+)
 """Endings that make a value a path even where no such file is found."""
 
 

@@ -86,6 +86,7 @@ class DataFormat(StrEnum):
     parquet = "parquet"
     arrow = "arrow"
     text = "text"
+    conll = "conll"
 
 
 class Quoting(StrEnum):
@@ -166,7 +167,7 @@ class DataConfig:
     header: bool | None = None
     """Whether CSV-like files start with column names; null decides by the columns asked for."""
     columns: list[str] | None = None
-    """Column names of files without a header, in order."""
+    """Column names of files without a header, in order; CoNLL columns are else ``column1``, ``column2`` ..."""
     extra_fields: ExtraFields = ExtraFields.error
     """A row with more fields than columns: an error, or the surplus is ignored and counted."""
     pattern: str | None = option(None)

@@ -249,10 +249,26 @@ def _column(key: str, objects: list[dict[str, Any]], lines: Sequence[int], name:
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
+        if (tuples := _tuples(values)) is not None:
+            return tuples
         at, what = _odd_value(values, str(error))
         raise UserError(
             f"{key!r} {what}", where=f"{name}:{lines[at]}, row {first_row + at}", fix=f"write {key!r} with one type in every row"
         ) from None
+
+
+def _tuples(values: list[Any]) -> pa.Array | None:
+    """Lists of lists that hold unlike things, such as ``[[0, 5, "PER"]]``, as lists of objects with keys 0, 1, 2; else None."""
+    inner = [item for value in values if isinstance(value, list) for item in value]
+    shapes = {len(item) if isinstance(item, list) else -1 for item in inner}
+    if len(shapes) != 1 or shapes & {-1, 0} or any(value is not None and not isinstance(value, list) for value in values):
+        return None
+    keys = [str(i) for i in range(shapes.pop())]
+    made = [None if value is None else [dict(zip(keys, item, strict=True)) for item in value] for value in values]
+    try:
+        return pa.array(made)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
+        return None
 
 
 def _odd_value(values: list[Any], cause: str) -> tuple[int, str]:

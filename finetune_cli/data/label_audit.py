@@ -41,7 +41,7 @@ def judge_labels(splits: Splits, labels: Mapping[str, Sequence[Sequence[str]]]) 
         if once:
             warnings.append(f"train: {len(once)} label{'s' * (len(once) > 1)} with one row: {listed(map(repr, once))}")
     for name, found in counted.items():
-        if name != "train" and len(found) == 1 and len(labels[name]) > 1:
+        if name != "train" and len(found) == 1 and len(labels[name]) > 1 and all(labels[name]):
             warnings.append(f"{name}: every row has the label {next(iter(found))!r}")
     return warnings
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from finetune_cli.config.schema import DataConfig, DataFormat
 from finetune_cli.data.columnar import read_arrow, read_parquet
+from finetune_cli.data.conll import looks_like_columns, read_conll
 from finetune_cli.data.delimited import read_delimited
 from finetune_cli.data.encoding import Text, open_bytes
 from finetune_cli.data.hub import read_hub
@@ -85,7 +86,7 @@ def stream(
         )
         told = dataclasses.replace(config, format=wanted)
         for part in _windows(_place_rows(place, told, None, offline, notes, say), lambda: True):
-            yield Rows(part.table, part.files, part.file_of, part.line_of, np.arange(row, row + len(part), dtype=np.int64))
+            yield dataclasses.replace(part, row_of=np.arange(row, row + len(part), dtype=np.int64))
             row += len(part)
 
 
@@ -157,6 +158,8 @@ def _text_rows(text: Text, config: DataConfig, kind: DataFormat, notes: list[str
         return read_json_lines(text, notes)
     if kind is DataFormat.json:
         return read_json_array(text)
+    if kind is DataFormat.conll:
+        return read_conll(text, config, notes)
     return read_pattern(text, config, notes) if config.pattern else read_text(text, config)
 
 
@@ -170,7 +173,13 @@ def _text_format(text: Text, config: DataConfig, wanted: DataFormat, named: Data
             notes.append(f"{text.name}: read as JSON Lines (its first line is an object by itself)")
             return DataFormat.jsonl
         return DataFormat.json
-    if named in (DataFormat.csv, DataFormat.tsv, DataFormat.jsonl):
+    if named in (DataFormat.csv, DataFormat.jsonl, DataFormat.conll):
+        return named
+    if not config.pattern and looks_like_columns(text.head):
+        if named is not DataFormat.auto:
+            notes.append(f"{text.name}: read as CoNLL columns (every line ends in a tag, blank lines part the sentences)")
+        return DataFormat.conll
+    if named is DataFormat.tsv:
         return named
     if named is DataFormat.text or config.pattern:
         if config.pattern or not tabs_everywhere(text.head):
@@ -187,7 +196,7 @@ def _text_format(text: Text, config: DataConfig, wanted: DataFormat, named: Data
         notes.append(f"{text.name}: read as TSV (every line has a tab)")
         return DataFormat.tsv
     raise UserError(
-        f"the format of {text.name} cannot be told from its name", where=text.name, fix="data.format=csv, tsv, jsonl, json or text"
+        f"the format of {text.name} cannot be told from its name", where=text.name, fix="data.format=csv, tsv, jsonl, json, conll or text"
     )
 
 

@@ -7,7 +7,7 @@ the data row for a spreadsheet.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ class Rows:
     file_of: np.ndarray
     line_of: np.ndarray
     row_of: np.ndarray
+    word_files: frozenset[str] = frozenset()
+    """Names of the files that have one word a line: word ``i`` of a row stands ``i`` lines below its first."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -67,12 +69,13 @@ class Rows:
         else:
             columns = [_take(column, at) for column in self.table.columns]
             table = pa.table(columns, names=self.table.column_names)
-        return Rows(table, self.files, self.file_of[at], self.line_of[at], self.row_of[at])
+        return replace(self, table=table, file_of=self.file_of[at], line_of=self.line_of[at], row_of=self.row_of[at])
 
     def slice(self, start: int, length: int) -> Rows:
         """``length`` rows from ``start``, without a copy."""
         end = start + length
-        return Rows(self.table.slice(start, length), self.files, self.file_of[start:end], self.line_of[start:end], self.row_of[start:end])
+        table = self.table.slice(start, length)
+        return replace(self, table=table, file_of=self.file_of[start:end], line_of=self.line_of[start:end], row_of=self.row_of[start:end])
 
     def chunks(self, size: int = CHUNK) -> Iterator[Rows]:
         """The rows in order, ``size`` at a time, without a copy."""
@@ -109,10 +112,13 @@ class Rows:
         name = self.files[int(self.file_of[index])]
         return f"{name}:{line}" if line else f"{name} row {int(self.row_of[index])}"
 
-    def where(self, index: int) -> str:
-        """``train.csv:17, row 16``."""
+    def where(self, index: int, word: int | None = None) -> str:
+        """``train.csv:17, row 16``; of a word, counted from 0, ``train.conll:23, row 3, word 7``, on its own line where it has one."""
         name, line, row = self.files[int(self.file_of[index])], int(self.line_of[index]), int(self.row_of[index])
-        return f"{name}:{line}, row {row}" if line else f"{name}, row {row}"
+        told = f"row {row}" if word is None else f"row {row}, word {word + 1}"
+        if word is not None and name in self.word_files:
+            line += word
+        return f"{name}:{line}, {told}" if line else f"{name}, {told}"
 
     def named(self, indices: Sequence[int] | np.ndarray) -> str:
         """Where the first five of ``indices`` stand, and how many more there are."""
@@ -161,12 +167,13 @@ def concat(parts: Sequence[Rows]) -> Rows:
         np.concatenate(file_of),
         np.concatenate([part.line_of for part in parts]),
         np.concatenate([part.row_of for part in parts]),
+        frozenset().union(*(part.word_files for part in parts)),
     )
 
 
 def packed(rows: Rows) -> Rows:
     """The same rows in one piece of exactly their size: Arrow's builders leave up to as much again unused behind every small batch."""
-    return Rows(rows.table.combine_chunks(), rows.files, rows.file_of, rows.line_of, rows.row_of)
+    return replace(rows, table=rows.table.combine_chunks())
 
 
 def _joined(parts: Sequence[Rows]) -> pa.Table:

@@ -34,6 +34,7 @@ SUFFIXES = {
     ".feather": DataFormat.arrow,
     ".txt": DataFormat.text,
     ".text": DataFormat.text,
+    **dict.fromkeys((".conll", ".bio", ".iob", ".iob2", ".iobes", ".bioes", ".bmes", ".bilou"), DataFormat.conll),
 }
 PACKED = (".gz", ".zst")
 SPLIT_WORDS = {

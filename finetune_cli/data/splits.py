@@ -32,9 +32,9 @@ NAMES = ("train", "validation", "test")
 _DELIMITED = frozenset({DataFormat.csv, DataFormat.tsv})
 READ_BY = {
     **dict.fromkeys(("delimiter", "quoting", "header", "extra_fields"), _DELIMITED),
-    "columns": _DELIMITED,
+    "columns": _DELIMITED | {DataFormat.conll},
     "pattern": frozenset({DataFormat.text}),
-    "encoding": _DELIMITED | {DataFormat.json, DataFormat.jsonl, DataFormat.text},
+    "encoding": _DELIMITED | {DataFormat.json, DataFormat.jsonl, DataFormat.text, DataFormat.conll},
 }
 """Options that only some formats read."""
 
@@ -159,9 +159,8 @@ class _Loading:
     def _with_roles(self, name: str, rows: Rows) -> Rows:
         """Finds the columns in the first split and checks them in the others; settles rows without a label."""
         rows, roles, notes = self._arranged(name, rows)
-        if self.roles is None:
-            self.roles = roles
-            self.notes += notes
+        self.roles = roles if self.roles is None else self.roles
+        self.notes += notes
         if not self.labelled:
             self.carry.add(name)
             return rows

@@ -154,7 +154,7 @@ class _Collector:
 
     def result(self) -> tuple[Outputs, float | None]:
         self.flush()
-        loss = sum(self.sums[name] / self.weights[name] for name in self.sums) if self.sums else None
+        loss = sum(self.sums[name] / (self.weights[name] or 1.0) for name in self.sums) if self.sums else None
         return self.outputs | {name: _in_place(parts, self.examples) for name, parts in self.flat.items()}, loss
 
 

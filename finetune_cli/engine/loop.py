@@ -155,7 +155,8 @@ class Trainer:
             self.check()
             torch.manual_seed(randomness.key(self.config.seed, "dropout", self.state.step, number))
             for turn, sums in enumerate(objective(self.model, batch.to(self.device.device))):
-                loss = torch.stack([value / weights[name] for name, value in sums.items()]).sum()
+                # rows without anything to learn from weigh 0, and their sum is 0
+                loss = torch.stack([value / (weights[name] or 1.0) for name, value in sums.items()]).sum()
                 scaler = self.updater.scaler
                 torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
                 if turn == 0:

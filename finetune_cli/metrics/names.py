@@ -10,10 +10,12 @@ _LOWER = ("loss", "log_loss", "ece", "brier", "mae", "rmse", "perplexity", "bits
 _HIGHER = (
     *("accuracy", "f1", "precision", "recall", "f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro"),
     *("mcc", "roc_auc", "pr_auc", "r2", "pearson", "spearman", "entity_f1", "entity_precision", "entity_recall"),
+    *("entity_f1_macro", "entity_partial_f1"),
     *("bleu", "chrf", "rouge1", "rouge2", "rougeL", "mrr", "map"),
 )
 ORDER = (
-    *("loss", "accuracy", "f1", "precision", "recall", "f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro"),
+    *("loss", "entity_f1", "entity_precision", "entity_recall", "entity_f1_macro", "entity_partial_f1"),
+    *("accuracy", "f1", "precision", "recall", "f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro"),
     *("mcc", "roc_auc", "pr_auc", "log_loss", "ece", "brier", "mae", "rmse", "r2", "pearson", "spearman"),
 )
 """The order in which scores are told."""
@@ -38,6 +40,8 @@ _TITLES = {
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
     "entity_f1": "Entity F1",
+    "entity_f1_macro": "Entity F1, macro",
+    "entity_partial_f1": "Entity F1, half for overlaps",
 }
 
 

@@ -52,8 +52,8 @@ class Batch:
     targets: Tensor | None
     """What the loss compares against; None where the rows carry none."""
     weights: dict[str, float] = field(default_factory=dict)
-    extra: dict[str, Tensor] = field(default_factory=dict)
-    """Further tensors that only the task reads, such as weights of rows."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What only the task reads: tensors, such as weights of rows, and NumPy arrays, which stay on the host."""
 
     def to(self, where: device) -> Batch:
         """The same batch on a device; the copies do not wait where the source is pinned."""
@@ -64,7 +64,7 @@ class Batch:
             return (t.pin_memory() if where.type == "cuda" else t).to(where, non_blocking=True)
 
         moved = {k: v.each(move) if hasattr(v, "each") else move(v) for k, v in self.inputs.items()}
-        extra = {k: move(v) for k, v in self.extra.items()}
+        extra = {k: move(v) if hasattr(v, "pin_memory") else v for k, v in self.extra.items()}
         return Batch(moved, None if self.targets is None else move(self.targets), self.weights, extra)
 
 
