@@ -22,7 +22,7 @@ from ran import ROOT, Ran
 
 from finetune_cli.config.schema import DataConfig, ModelConfig
 from finetune_cli.data import Rows, read
-from finetune_cli.data.tagged import JOINED, Reading, arrange
+from finetune_cli.data.tagged import TEXT, Reading, arrange
 from finetune_cli.data.tags import Scheme, spans, write
 from finetune_cli.encoded import Examples, Ragged
 from finetune_cli.tasks import get
@@ -43,7 +43,7 @@ def sentences(path: Path, rows: Sequence[Sequence[str]]) -> Rows:
 def encoded(rows: Rows, tokenizer: Any, max_length: int = 512, stride: int = 8) -> Examples:
     from finetune_cli.data import Roles
 
-    return encode_words(rows, Roles(JOINED, None, ()), tokenizer, max_length=max_length, stride=stride, first_row=0)
+    return encode_words(rows, Roles(TEXT, None, ()), tokenizer, max_length=max_length, stride=stride, first_row=0)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,8 @@ def task_with(**options: Any) -> Any:
 
 @pytest.mark.parametrize(("pieces", "expected"), [("first", [-1, 1, -1, -1, 2, 0, -1]), ("all", [-1, 1, 2, 2, 2, 0, -1])])
 def test_which_pieces_learn(pieces: str, expected: list[int]) -> None:
-    from finetune_cli.tasks.token_classification import Gold, LabelPieces
+    from finetune_cli.tasks.entity_rows import Gold
+    from finetune_cli.tasks.token_classification import LabelPieces
 
     word = Ragged.of([[-1, 0, 0, 0, 1, 2, -1]])
     gold = Gold(Ragged.of([[1, 2, 0]]), Ragged.of([[]]), Ragged.of([[]]))
@@ -230,7 +231,7 @@ def test_the_figures_are_those_of_seqeval(columns_run: Path) -> None:
     assert scores["entity_precision"] == pytest.approx(seqeval.precision_score(gold, predicted), abs=1e-12)
     assert scores["entity_recall"] == pytest.approx(seqeval.recall_score(gold, predicted), abs=1e-12)
     assert scores["entity_f1_macro"] == pytest.approx(seqeval.f1_score(gold, predicted, average="macro"), abs=1e-12)
-    for line, row in zip(lines, made.column(JOINED).to_pylist(), strict=True):
+    for line, row in zip(lines, made.column(TEXT).to_pylist(), strict=True):
         assert line["text"] == row
         for entity in line["entities"] + line["target"]:
             assert row[entity["start"] : entity["end"]] == entity.get("text", row[entity["start"] : entity["end"]]) != ""
@@ -271,8 +272,8 @@ def test_every_word_of_a_long_row_is_answered(columns_run: Path, ftune_inside: F
     save_file(tensors, alone / "model.safetensors", metadata={"format": "pt"})
     words = " ".join(json.loads(line)["text"] for line in (ROOT / "finetune_cli/corpora/entities/test.jsonl").read_text().splitlines())
     text = " ".join(words.split()[:2000])
-    whole = ftune_inside("predict", alone, "data.max_length=3000", stdin=text)
-    parts = ftune_inside("predict", alone, "data.max_length=48", stdin=text)
+    whole = ftune_inside("predict", alone, "task=token-classification", "data.max_length=3000", stdin=text)
+    parts = ftune_inside("predict", alone, "task=token-classification", "data.max_length=48", stdin=text)
     assert "cut" not in whole.err + parts.err
     (one,), (other,) = whole.ok().lines, parts.ok().lines
     assert len(one["entities"]) > 50 and one["entities"][-1]["end"] > 0.9 * len(text)

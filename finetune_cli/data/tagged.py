@@ -7,9 +7,11 @@ IOB2. Where a tag or a span cannot stand as it is, the policy says whether that 
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -25,8 +27,8 @@ from finetune_cli.data.tags import Scheme, Span, TagError
 from finetune_cli.data.words import Place, cut, join
 from finetune_cli.errors import UserError
 
-STARTS, ENDS, JOINED = "(word starts)", "(word ends)", "(text)"
-"""Columns that are made: places of words in characters, and the text of a list of words."""
+TEXT, STARTS, ENDS = "(text)", "(word starts)", "(word ends)"
+"""Columns that are made: the text, joined where it came as words, and the places of its words in characters."""
 NO_TYPE = "ENTITY"
 """The type of a name that is marked without one."""
 WORD_NAMES = ("tokens", "words", "token", "word")
@@ -58,28 +60,33 @@ def arrange(rows: Rows, config: DataConfig, reading: Reading, *, labelled: bool)
     notes: list[str] = []
     source = _text_column(rows, config, notes)
     label = _label_column(rows, config, source, notes) if labelled else None
-    listed_words = _is_list(rows.column(source).type)
-    if listed_words:
-        words = _word_lists(rows, source)
-        joined = [join(row) for row in words]
+    in_words = came_as_words(rows, source)
+    if in_words:
+        joined = [join(row) for row in _word_lists(rows, source)]
         text, places = [t for t, _ in joined], [p for _, p in joined]
-        rows = _with(rows, JOINED, pa.array(text, pa.string()))
+        rows = _with(rows, TEXT, pa.array(text, pa.string()))
     else:
         text = texts(rows, source)
         places = [cut(row) for row in text]
+        rows = _with(rows, TEXT, rows.column(source))
     rows = _with(rows, STARTS, _lists([[start for start, _ in row] for row in places], pa.int32()))
     rows = _with(rows, ENDS, _lists([[end for _, end in row] for row in places], pa.int32()))
     found_by = {"text": source, "text_pair": None, "label": label}
     made: tuple[str, ...] = ()
     if label is not None:
-        marks = _Marks(rows, config, reading, label, text, places, in_words=listed_words)
+        marks = _Marks(rows, config, reading, label, text, places, in_words=in_words)
         rows = _with(rows, name := f"{label} (tags)", _lists(marks.read(), pa.string()))
         made = (name,)
         notes += marks.notes
-    return rows, Roles(JOINED if listed_words else source, None, made, found_by), notes
+    return rows, Roles(TEXT, None, made, found_by), notes
 
 
-def _with(rows: Rows, name: str, column: pa.Array) -> Rows:
+def came_as_words(rows: Rows, source: str) -> bool:
+    """Whether the user's column holds lists of words, and not texts."""
+    return _is_list(rows.column(source).type)
+
+
+def _with(rows: Rows, name: str, column: pa.Array | pa.ChunkedArray) -> Rows:
     return replace(rows, table=rows.table.append_column(name, column))
 
 
@@ -315,7 +322,7 @@ class _Marks:
     def _whole_words(self, at: int, start: int, end: int, name: str) -> Span:
         """A span of characters in words."""
         places = self.places[at]
-        inside = [i for i, (first, last) in enumerate(places) if first < end and last > start]
+        inside = range(bisect_right(places, start, key=itemgetter(1)), bisect_left(places, end, key=itemgetter(0)))
         if inside and places[inside[0]][0] == start and places[inside[-1]][1] == end:
             return inside[0], inside[-1] + 1, name
         told = f"the {name} span {start} to {end} ({self.text[at][start:end]!r})"

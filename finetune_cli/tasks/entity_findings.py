@@ -1,9 +1,13 @@
-"""What token-classification shows in the report: scores per type, types confused, worst errors with the names marked, error by length."""
+"""True names beside predicted ones: the metrics of token-classification, and what it shows in the report.
+
+That is scores per type, types confused, worst errors with the names marked, and error by length.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from finetune_cli.tasks.sections import Bars, Examples, Heatmap, Section, Table
 
@@ -11,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from finetune_cli.data.tags import Span
+    from finetune_cli.metrics import Measures
 
     Marked = Callable[[int, Sequence[Span]], str]
     """The text of an answer's row with these names marked."""
@@ -18,6 +23,46 @@ if TYPE_CHECKING:
 WORST = 20
 """Errors shown."""
 NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """True and predicted spans row by row, and which words, end to end, have another label than the true one."""
+
+    gold: list[list[Span]]
+    predicted: list[list[Span]]
+    wrong: np.ndarray
+    offsets: np.ndarray
+
+    def by_row(self, values: np.ndarray, how: Any) -> np.ndarray:
+        """A NumPy function such as ``np.add`` over the words of each row; 0 where there are none."""
+        import numpy as np
+
+        found = np.zeros(len(self.gold))
+        how.at(found, np.repeat(np.arange(len(self.gold)), np.diff(self.offsets)), values)
+        return found
+
+    def measures(self) -> Callable[[Any], Measures]:
+        """Entity metrics, and ``accuracy``: the share of words with their true label."""
+        import numpy as np
+
+        from finetune_cli.metrics import Measures
+        from finetune_cli.metrics.entities import measures, per_row
+
+        spans = measures(per_row(self.gold, self.predicted))
+        words, wrong = np.diff(self.offsets).astype(np.float64), self.by_row(self.wrong.astype(np.float64), np.add)
+
+        def build(rows: Any) -> Measures:
+            inner, w_words, w_wrong = spans(rows), words[rows], wrong[rows]
+
+            def plain(w: Any) -> dict[str, Any]:
+                total = w @ w_words
+                share = np.divide(w @ w_wrong, total, out=np.full_like(total, np.nan), where=total > 0)
+                return {**inner.plain(w), "accuracy": 1 - share}
+
+            return Measures(inner.n, plain)
+
+        return build
 
 
 def of_entities(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from finetune_cli.config.schema import DataConfig, TaskConfig, option
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Task
+from finetune_cli.tasks.entity_findings import Compared
+from finetune_cli.tasks.entity_rows import Gold, cells_of, lists_of, marked_text, tags_of, words_of
 from finetune_cli.tasks.word_pieces import WORD, encode_words, first_pieces, gather_words
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from finetune_cli.data import Roles, Rows
     from finetune_cli.data.tags import Span
     from finetune_cli.encoded import Columns, Examples, Ragged
-    from finetune_cli.metrics import Measures
     from finetune_cli.tasks.sections import Section
 
 
@@ -67,25 +68,6 @@ class TokenClassificationConfig(TaskConfig):
     """Pieces that neighbouring windows of a row longer than the model share, at most half a window."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gold:
-    """The true labels of rows, a number a word, and the places of the words in the rows' texts, in characters."""
-
-    labels: Ragged
-    starts: Ragged
-    ends: Ragged
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, indices: Any) -> Gold:
-        """Some rows; a single number gives that row alone."""
-        import numpy as np
-
-        at = np.atleast_1d(np.asarray(indices, np.int64))
-        return Gold(self.labels.take(at), self.starts.take(at), self.ends.take(at))
-
-
 class TokenClassification(Task[TokenClassificationConfig]):
     """Facts: ``labels`` (tags in the order of the logits) and ``scheme`` (theirs; iob2 but for models from elsewhere)."""
 
@@ -108,7 +90,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
 
     @classmethod
     def learn(cls, config: TokenClassificationConfig, data: DataConfig, rows: Rows, roles: Roles) -> Facts:
-        types = sorted({tag[2:] for tag in _tags(rows, roles)[0] if tag != "O"})
+        types = sorted({tag[2:] for tag in tags_of(rows, roles)[0] if tag != "O"})
         if not types:
             raise UserError("the training rows hold no name: every word is O", where=rows.files[0], fix="mark some, or data.label=COLUMN")
         return {"labels": ["O", *(f"{letter}-{name}" for name in types for letter in "BI")], "scheme": "iob2"}
@@ -146,16 +128,15 @@ class TokenClassification(Task[TokenClassificationConfig]):
         import numpy as np
 
         from finetune_cli.data.tagged import ENDS, STARTS
+        from finetune_cli.encoded import Ragged
 
-        values, offsets = _tags(rows, roles)
+        values, offsets = tags_of(rows, roles)
         self._refuse_unknown(rows, values, offsets)
         if self.facts["scheme"] != "iob2":
             values = self._in_own_scheme(values, offsets)
         index = {label: i for i, label in enumerate(self.labels)}
-        from finetune_cli.encoded import Ragged
-
         numbers = np.fromiter((index[tag] for tag in values), np.int32, len(values))
-        return Gold(Ragged(numbers, offsets), _ragged(rows, STARTS), _ragged(rows, ENDS))
+        return Gold(Ragged(numbers, offsets), lists_of(rows, STARTS), lists_of(rows, ENDS))
 
     def _refuse_unknown(self, rows: Rows, tags: list[str], offsets: np.ndarray) -> None:
         """An error at the first word whose type the model does not have."""
@@ -180,7 +161,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
         return made
 
     def label_cells(self, data: DataConfig, rows: Rows, roles: Roles) -> list[Any] | None:
-        tags, offsets = _tags(rows, roles)
+        tags, offsets = tags_of(rows, roles)
         self._refuse_unknown(rows, tags, offsets)
         cells = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
         return [[tag[2:] for tag in tags[start:end] if tag.startswith("B-")] for start, end in cells]
@@ -268,11 +249,11 @@ class TokenClassification(Task[TokenClassificationConfig]):
         tags = [names[i] for i in labels.tolist()]
         return [self._spans_of(tags[a:b]) for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
 
-    def _compared(self, evaluation: Evaluation) -> _Compared:
+    def _compared(self, evaluation: Evaluation) -> Compared:
         gold = evaluation.targets[evaluation.rows].labels
         logits: Ragged = evaluation.outputs["logits"]
         guess = logits.values.argmax(-1)
-        return _Compared(
+        return Compared(
             self._entities(gold.values, gold.offsets), self._entities(guess, logits.offsets), gold.values != guess, logits.offsets
         )
 
@@ -288,10 +269,11 @@ class TokenClassification(Task[TokenClassificationConfig]):
 
     def decode(self, outputs: Outputs, rows: Rows, roles: Roles) -> Iterator[Prediction]:
         """Offsets are characters of the row's text, the end exclusive; ``words`` are given where the row was a list of them."""
-        from finetune_cli.data.tagged import ENDS, JOINED, STARTS
+        from finetune_cli.data.tagged import ENDS, STARTS, came_as_words
 
         logits: Ragged = outputs["logits"]
-        for at, (text, starts, ends) in enumerate(_cells(rows, (roles.text, STARTS, ENDS))):
+        in_words = came_as_words(rows, roles.options["text"])
+        for at, (text, starts, ends) in enumerate(cells_of(rows, (roles.text, STARTS, ENDS))):
             p = _softmax(logits.sequence(at))
             guess = p.argmax(-1)
             found = []
@@ -299,7 +281,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
                 start, end = starts[first], ends[last - 1]
                 sure = p[first:last].max(-1).mean()
                 entity = {"text": text[start:end], "label": name, "start": start, "end": end, "score": round(float(sure), 6)}
-                found.append(entity | {"words": [first, last]} if roles.text == JOINED else entity)
+                found.append(entity | {"words": [first, last]} if in_words else entity)
             yield {"entities": found}
 
     def told(self, target: Any) -> Any:
@@ -310,7 +292,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
     def baselines(self, train: tuple[Sequence[str], Any], test: tuple[Sequence[str], Any]) -> dict[str, dict[str, float]]:
         from finetune_cli import baselines
 
-        words = [_words(texts, gold) for texts, gold in (train, test)]
+        words = [words_of(texts, gold) for texts, gold in (train, test)]
         spans = [self._entities(gold.labels.values, gold.labels.offsets) for _, gold in (train, test)]
         return baselines.entities(words[0], spans[0], words[1], spans[1])
 
@@ -324,93 +306,10 @@ class TokenClassification(Task[TokenClassificationConfig]):
         sure = np.where(compared.wrong, _softmax(evaluation.outputs["logits"].values).max(-1), 0)
 
         def marked(i: int, spans: Sequence[Span]) -> str:
-            (text, starts, ends) = next(_cells(rows.slice(int(evaluation.rows[i]), 1), (roles.text, STARTS, ENDS)))
-            return _marked(text, [(starts[first], ends[last - 1], name) for first, last, name in spans])
+            (text, starts, ends) = next(cells_of(rows.slice(int(evaluation.rows[i]), 1), (roles.text, STARTS, ENDS)))
+            return marked_text(text, [(starts[first], ends[last - 1], name) for first, last, name in spans])
 
         return of_entities(compared.gold, compared.predicted, compared.by_row(sure, np.maximum), self.types, marked, lengths)
-
-
-@dataclass(frozen=True, slots=True)
-class _Compared:
-    """True and predicted spans row by row, and which words, end to end, have another label than the true one."""
-
-    gold: list[list[Span]]
-    predicted: list[list[Span]]
-    wrong: np.ndarray
-    offsets: np.ndarray
-
-    def by_row(self, values: np.ndarray, how: Any) -> np.ndarray:
-        """A NumPy function such as ``np.add`` over the words of each row; 0 where there are none."""
-        import numpy as np
-
-        found = np.zeros(len(self.gold))
-        how.at(found, np.repeat(np.arange(len(self.gold)), np.diff(self.offsets)), values)
-        return found
-
-    def measures(self) -> Callable[[Any], Measures]:
-        """Entity metrics, and ``accuracy``: the share of words with their true label."""
-        import numpy as np
-
-        from finetune_cli.metrics import Measures
-        from finetune_cli.metrics.entities import measures, per_row
-
-        spans = measures(per_row(self.gold, self.predicted))
-        words, wrong = np.diff(self.offsets).astype(np.float64), self.by_row(self.wrong.astype(np.float64), np.add)
-
-        def build(rows: Any) -> Measures:
-            inner, w_words, w_wrong = spans(rows), words[rows], wrong[rows]
-
-            def plain(w: Any) -> dict[str, Any]:
-                total = w @ w_words
-                share = np.divide(w @ w_wrong, total, out=np.full_like(total, np.nan), where=total > 0)
-                return {**inner.plain(w), "accuracy": 1 - share}
-
-            return Measures(inner.n, plain)
-
-        return build
-
-
-def _tags(rows: Rows, roles: Roles) -> tuple[list[str], np.ndarray]:
-    """The IOB2 tags of all words, end to end, and where each row's begin."""
-    import numpy as np
-
-    column = rows.column(roles.labels[0]).combine_chunks()
-    lengths = np.asarray(column.value_lengths().fill_null(0), np.int64)
-    return column.flatten().to_pylist(), np.concatenate([[0], np.cumsum(lengths)])
-
-
-def _ragged(rows: Rows, name: str) -> Ragged:
-    import numpy as np
-
-    from finetune_cli.encoded import Ragged
-
-    column = rows.column(name).combine_chunks()
-    lengths = np.asarray(column.value_lengths(), np.int64)
-    return Ragged(np.asarray(column.flatten()), np.concatenate([[0], np.cumsum(lengths)]))
-
-
-def _cells(rows: Rows, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The cells of some columns, row by row."""
-    for chunk in rows.chunks(1024):
-        yield from zip(*(chunk.column(name).to_pylist() for name in names), strict=True)
-
-
-def _words(texts: Sequence[str], gold: Gold) -> list[list[str]]:
-    """The words of each row."""
-    made = []
-    for i, text in enumerate(texts):
-        places = zip(gold.starts.sequence(i).tolist(), gold.ends.sequence(i).tolist(), strict=True)
-        made.append([text[start:end] for start, end in places])
-    return made
-
-
-def _marked(text: str, spans: Sequence[Span]) -> str:
-    """A text with its names in brackets: ``[Tamar LOC] in flood``; spans in characters."""
-    parts, at = [], 0
-    for start, end, name in spans:
-        parts += [text[at:start], f"[{text[start:end]} {name}]"]
-        at = end
-    return "".join([*parts, text[at:]])
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
