@@ -232,10 +232,7 @@ class FillMask(Task[FillMaskConfig]):
         given, mask = texts(rows, roles.text), self.tokenizer.mask_token
         other = sum(masking.with_mask_token(text, self.tokenizer) != text for text in given)
         none = sum(not ids and bool(text.strip()) for ids, text in zip(outputs["fills"].lengths().tolist(), given, strict=True))
-        told = {
-            f"write a mask in another way than {mask}: it was read as {mask}": other,
-            f"hold no mask ({mask}): nothing was filled": none,
-        }
+        told = {f"write a mask otherwise: it was read as {mask}": other, f"hold no mask ({mask}): nothing was filled": none}
         return {what: number for what, number in told.items() if number}
 
     def told(self, target: Any) -> Any:

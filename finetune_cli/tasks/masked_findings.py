@@ -164,7 +164,7 @@ def frequencies(train: Sequence[str], test: Sequence[str], tokenizer: Any) -> di
     rank[order] = np.arange(len(order))
     losses = -np.log(counts[true] / counts.sum())
     found = metrics.masked(losses, rank[true], np.zeros(len(true), np.int64), 1)
-    return {"majority": found | {"loss": float(losses.mean())}}
+    return {"majority (token frequencies)": found | {"loss": float(losses.mean())}}
 
 
 def _tokens(texts: Sequence[str], tokenizer: Any) -> np.ndarray:
