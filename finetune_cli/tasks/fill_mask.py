@@ -99,9 +99,10 @@ class FillMask(Task[FillMaskConfig]):
 
     def told_facts(self) -> list[tuple[str, str]]:
         m = self.masking
-        mask = 1 - m.random_share - m.keep_share
-        told = f"{m.probability:.3g} of the {'words, whole' if m.whole_words else 'tokens'}; shown as the mask token {mask:.3g}, "
-        told += f"as a random token {m.random_share:.3g}, as they are {m.keep_share:.3g}"
+        shares = (1 - m.random_share - m.keep_share, m.random_share, m.keep_share)
+        shown = zip(shares, ("the mask token", "a random token", "themselves"), strict=True)
+        what = "words, all pieces of one together" if m.whole_words else "tokens"
+        told = f"{100 * m.probability:.3g} % of the {what}; shown as {', '.join(f'{name} {100 * share:.3g} %' for share, name in shown)}"
         return [("masks", told), ("examples", "rows joined into full blocks" if m.blocks else "rows, long ones in windows")]
 
     def encode(self, rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int, asked: bool = False) -> Examples:
@@ -223,7 +224,7 @@ class FillMask(Task[FillMaskConfig]):
                 [{"token": self.tokenizer.decode([i]).strip(), "score": round(s, 6)} for i, s in zip(*both, strict=True)]
                 for both in zip(ids.tolist(), scores.tolist(), strict=True)
             ]
-            best = [(fill[0]["token"], masking.continues(piece)) for fill, piece in zip(fills, pieces, strict=True)]
+            best = [(fill[0]["token"], masking.continues(str(piece))) for fill, piece in zip(fills, pieces, strict=True)]
             yield {"fills": fills, "filled": masking.filled(masking.with_mask_token(text, self.tokenizer), self.tokenizer.mask_token, best)}
 
     def remarks(self, outputs: Outputs, rows: Rows, roles: Roles) -> dict[str, int]:

@@ -241,9 +241,11 @@ def continues(token: str) -> bool:
     return token.startswith("##")
 
 
-def filled(text: str, mask_token: str, best: Sequence[tuple[str, bool]]) -> str:
-    """The text with its masks replaced by (token, whether it goes on with the word before it)."""
+def filled(text: str, mask_token: str, best: Sequence[tuple[str, bool]]) -> str | None:
+    """The text with its masks replaced by (token, whether it goes on with the word before it); None where the tokenizer saw other masks."""
     first, *rest = text.split(mask_token)
+    if len(rest) != len(best):
+        return None
     for (token, goes_on), after in zip(best, rest, strict=True):
         first = (first.rstrip() + token.removeprefix("##") if goes_on else first + token) + after
     return first
