@@ -67,7 +67,7 @@ class FillMask(Task[FillMaskConfig]):
 
     @classmethod
     def learn(cls, config: FillMaskConfig, data: DataConfig, rows: Rows, roles: Roles) -> Facts:
-        facts = _DEFAULTS | {name: value for name in _DEFAULTS if (value := _plain(getattr(config, name))) is not None}
+        facts = _DEFAULTS | _given(config)
         _ = cls(config, facts).masking  # shares that cannot be are an error now
         return facts
 
@@ -78,7 +78,7 @@ class FillMask(Task[FillMaskConfig]):
     @property
     def masking(self) -> masking.Masking:
         """As the options say, else as the checkpoint was trained."""
-        told = {name: self.facts[name] if (value := _plain(getattr(self.config, name))) is None else value for name in _DEFAULTS}
+        told = self.facts | _given(self.config)
         if told["random_share"] + told["keep_share"] > 1:
             raise UserError(
                 f"random and kept tokens are {told['random_share']:g} + {told['keep_share']:g} of the masked ones, more than all",
@@ -263,8 +263,16 @@ TASK = FillMask
 _DEFAULTS: Facts = {"mask_probability": 0.15, "whole_words": False, "random_share": 0.1, "keep_share": 0.1, "lines": Lines.rows.value}
 
 
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value
+def _given(config: FillMaskConfig) -> Facts:
+    """The options of masking that are set."""
+    options = {
+        "mask_probability": config.mask_probability,
+        "whole_words": config.whole_words,
+        "random_share": config.random_share,
+        "keep_share": config.keep_share,
+        "lines": config.lines.value if config.lines else None,
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _each(values: Ragged) -> Iterator[np.ndarray]:
