@@ -6,7 +6,7 @@ Order, dropout, masking and augmentation each have a purpose of their own; evalu
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,3 +23,22 @@ def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
     import numpy as np
 
     return np.random.Generator(np.random.Philox(key(seed, purpose, *counters)))
+
+
+def uniform(key: int, *counters: Any) -> np.ndarray:
+    """Numbers in [0, 1), float64, each a function of ``key`` and its own counters alone: arrays of integers that broadcast.
+
+    What stands beside a number never changes it, so a draw for many examples is the same however they are batched. The finaliser of
+    splitmix64 (Steele, Lea, Flood 2014) is applied once a counter.
+    """
+    import numpy as np
+
+    state = np.full(1, key, np.uint64)
+    with np.errstate(over="ignore"):
+        for counter in counters:
+            state = (state ^ np.asarray(counter).astype(np.int64).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    numbers: np.ndarray = (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers

@@ -150,6 +150,8 @@ def test_training_learns(
     name = request.node.callspec.params["trained"]
     home = tmp_path_factory.mktemp("learn")
     options = [
+        "data.max_rows=32",
+        "data.max_unknown=1",
         "train.steps=120",
         "train.log_every=20",
         "train.eval_every=120",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,11 +32,12 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
             config.ckpt, root=config.run.root, task=config.task, data=config.data, where=config.device, offline=config.offline
         )
         started, done, cut = time.perf_counter(), 0, 0
+        remarks: Counter[str] = Counter()
         with _sink(config, source) as out:
             unlabelled = replace(opened.data, pattern=None)
             for rows in stream(source, unlabelled, format=config.format, offline=config.offline, say=console.say):
                 stop.check()
-                cut += _window(opened, rows, done, config.keep, out, stop)
+                cut += _window(opened, rows, done, config.keep, out, stop, remarks)
                 done += len(rows)
         seconds = time.perf_counter() - started
         console.say(
@@ -44,6 +46,8 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
         )
         if cut:
             console.warn(f"{cut} of {done} rows were cut at {opened.encoder.max_length} tokens")
+        for told, number in remarks.items():
+            console.warn(f"{number} of {done} rows {told}")
         return None
 
 
@@ -56,7 +60,7 @@ def _source(config: PredictConfig) -> Any:
     return sys.stdin.buffer
 
 
-def _window(opened: Opened, rows: Rows, done: int, keep: list[str], out: BinaryIO, stop: StopFlag) -> int:
+def _window(opened: Opened, rows: Rows, done: int, keep: list[str], out: BinaryIO, stop: StopFlag, remarks: Counter[str]) -> int:
     """Label some rows and write them; returns how many were cut. A blank row has a null answer."""
     rows, roles, _ = opened.task.arrange(opened.task.config, rows, opened.data, labelled=False)
     if missing := [name for name in keep if not rows.has(name)]:
@@ -68,6 +72,7 @@ def _window(opened: Opened, rows: Rows, done: int, keep: list[str], out: BinaryI
     inferred = infer(
         opened.task, opened.model, Labelled(examples, None), layout=opened.layout, plan=opened.plan, device=opened.device, check=stop.check
     )
+    remarks.update(opened.task.remarks(inferred.outputs, rows, roles))
     lines = []
     for i, answer in enumerate(opened.task.decode(inferred.outputs, rows, roles)):
         blank = not first[i].strip() and not (second and second[i].strip())

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from finetune_cli import batching, checkpoint, console, device, models, packing, tasks
+from finetune_cli import batching, checkpoint, console, device, metrics, models, packing, tasks
 from finetune_cli.checkpoint import Knowledge, Saver
 from finetune_cli.config import Invocation, TrainConfig, saved
 from finetune_cli.data import Splits, audit, load_splits
@@ -25,7 +25,6 @@ from finetune_cli.engine.preparation import Encoder, labelled, longest_input, tr
 from finetune_cli.engine.resume import Resumed
 from finetune_cli.engine.signals import StopFlag, stoppable
 from finetune_cli.errors import Diverged, Exit, FtuneError, Interrupted, Stopped, UserError
-from finetune_cli.metrics import DIRECTIONS
 from finetune_cli.packing import Packed
 from finetune_cli.run import Run, State
 from finetune_cli.tasks.base import Task
@@ -314,7 +313,7 @@ def _say_plan(config: TrainConfig, p: Prepared, trainer: Trainer, warmup: int) -
     trainable, everything = models.parameters(trainer.model)
     t, plan, d = trainer.timetable, trainer.plan, p.device
     monitor = config.train.monitor or p.task.monitor
-    better = "higher" if DIRECTIONS[monitor] == "max" else "lower"
+    better = "higher" if metrics.better(monitor) == "max" else "lower"
     lines = [
         ("device", f"{d.device} ({d.reasons['device']}), {d.threads} threads ({d.reasons['threads']})"),
         ("precision", f"{d.precision} ({d.reasons['precision']})"),

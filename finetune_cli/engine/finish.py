@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_cli import checkpoint, console, randomness, report
+from finetune_cli import checkpoint, console, metrics, randomness, report
 from finetune_cli.baselines import CONSTANT
 from finetune_cli.checkpoint import Knowledge
 from finetune_cli.config import TrainConfig
@@ -17,7 +17,6 @@ from finetune_cli.engine.export import ReloadCheck
 from finetune_cli.engine.inference import Labelled
 from finetune_cli.engine.loop import Trainer
 from finetune_cli.engine.scoring import Scored
-from finetune_cli.metrics import DIRECTIONS
 from finetune_cli.tasks.base import Score
 from finetune_cli.tasks.sections import Table
 
@@ -193,7 +192,7 @@ def _warn_if_nothing_was_learnt(judged: str, monitor: str, score: Score, free: d
     """Say so where the model is no better than the answer that needs no model."""
     if monitor not in score:
         return
-    value, sign = score[monitor]["value"], 1.0 if DIRECTIONS[monitor] == "max" else -1.0
+    value, sign = score[monitor]["value"], 1.0 if metrics.better(monitor) == "max" else -1.0
     for name, scores in free.items():
         constant = scores.get(monitor)
         if name.startswith(CONSTANT) and constant is not None and sign * value <= sign * constant:

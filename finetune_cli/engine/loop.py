@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from finetune_cli import console, randomness
+from finetune_cli import console, metrics, randomness
 from finetune_cli.batching import BatchPlan, epoch_order, micro_batches
 from finetune_cli.checkpoint import Saver
 from finetune_cli.config.schema import OptimizerConfig, TrainSection
@@ -25,7 +25,6 @@ from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.engine.objective import plain
 from finetune_cli.engine.optimizer import Updater, learning_rate
 from finetune_cli.errors import Diverged, Stopped
-from finetune_cli.metrics import DIRECTIONS
 from finetune_cli.run import Run
 from finetune_cli.tasks.base import Evaluation, Facts, Layout, Task
 
@@ -166,7 +165,7 @@ class Trainer:
     def _batch(self, part: np.ndarray) -> Any:
         examples = self.train.examples.take(part)
         assert self.train.targets is not None, "training rows are labelled"
-        key = randomness.key(self.config.seed, "collate", self.state.step, int(part[0]))
+        key = randomness.key(self.config.seed, "collate", self.state.step)
         return self.task.collate(examples.columns, self.train.targets[examples.row], self.layout, key=key)
 
     # -- scoring and saving --------------------------------------------------------------------
@@ -188,7 +187,7 @@ class Trainer:
         """Note a scoring: whether it is the best so far. NaN never is, and counts as no improvement."""
         name = self.config.monitor or self.task.monitor
         value = scores[name]
-        sign = 1.0 if DIRECTIONS[name] == "max" else -1.0
+        sign = 1.0 if metrics.better(name) == "max" else -1.0
         if not math.isfinite(value):
             console.warn(f"validation {name} is not finite at step {self.state.step}: it counts as no improvement")
         better = math.isfinite(value) and (self.state.best is None or sign * value > sign * self.state.best)

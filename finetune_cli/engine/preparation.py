@@ -36,7 +36,10 @@ class Encoder:
 
     def split(self, rows: Rows, roles: Roles, sources: dict[str, str]) -> Examples:
         """The examples of a split, from the cache where it was encoded before."""
-        return encoded.encode_once(lambda: self.chunks(rows, roles), self._key(rows, roles, sources))
+        examples = encoded.encode_once(lambda: self.chunks(rows, roles), self._key(rows, roles, sources))
+        if not len(examples):
+            raise UserError("no row holds anything to work on", where=rows.files[0] if rows.files else "data", fix="give rows with texts")
+        return examples
 
     def chunks(self, rows: Rows, roles: Roles, *, asked: bool = False) -> Iterator[Examples]:
         """Encode chunk after chunk."""

@@ -52,8 +52,10 @@ class Batch:
     targets: Tensor | None
     """What the loss compares against; None where the rows carry none."""
     weights: dict[str, float] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-    """What only the task reads: tensors, such as weights of rows, and NumPy arrays, which stay on the host."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """Further tensors that only the task reads, such as weights of rows."""
+    host: dict[str, np.ndarray] = field(default_factory=dict)
+    """Arrays that only the task reads and that stay on the CPU, such as how many answers each example has."""
 
     def to(self, where: device) -> Batch:
         """The same batch on a device; the copies do not wait where the source is pinned."""
@@ -64,8 +66,8 @@ class Batch:
             return (t.pin_memory() if where.type == "cuda" else t).to(where, non_blocking=True)
 
         moved = {k: v.each(move) if hasattr(v, "each") else move(v) for k, v in self.inputs.items()}
-        extra = {k: move(v) if hasattr(v, "pin_memory") else v for k, v in self.extra.items()}
-        return Batch(moved, None if self.targets is None else move(self.targets), self.weights, extra)
+        extra = {k: move(v) for k, v in self.extra.items()}
+        return Batch(moved, None if self.targets is None else move(self.targets), self.weights, extra, self.host)
 
 
 class Layout(Protocol):
@@ -173,7 +175,11 @@ class Task(ABC, Generic[C]):
 
     @abstractmethod
     def collate(self, columns: Columns, targets: Any, layout: Layout, *, key: int) -> Batch:
-        """Lay out some examples as one batch; ``targets`` are those of their rows, None where they are asked; ``key`` seeds masking."""
+        """Lay out some examples as one batch; ``targets`` are those of their rows, None where they are asked; ``key`` seeds masking.
+
+        The key is the step's, 0 where rows are scored: a draw also takes what is the example's own, so that it does not depend on which
+        examples share a micro-batch.
+        """
 
     # -- model ---------------------------------------------------------------------------------
     @abstractmethod
@@ -240,6 +246,10 @@ class Task(ABC, Generic[C]):
     @abstractmethod
     def decode(self, outputs: Outputs, rows: Rows, roles: Roles) -> Iterator[Prediction]:
         """Answers in the order of ``gather``; ``rows`` are those of the whole split or window."""
+
+    def remarks(self, outputs: Outputs, rows: Rows, roles: Roles) -> dict[str, int]:
+        """What deserves to be told of answered rows, in words, and of how many; ``predict`` adds the counts up and says them at its end."""
+        return {}
 
     @abstractmethod
     def told(self, target: Any) -> Any:

@@ -189,8 +189,8 @@ class TokenClassification(Task[TokenClassificationConfig]):
         inputs = layout.lay(laid)  # type: ignore[arg-type]
         answered = torch.nonzero(inputs.pop("first").reshape(-1)).squeeze(1)
         count = np.concatenate([[0], np.cumsum(first)])
-        extra = {"first": answered, "words": np.diff(count[word.offsets])}
-        return Batch(inputs, inputs.pop("labels") - 1 if targets is not None else None, weights, extra)
+        extra, host = {"first": answered}, {"words": np.diff(count[word.offsets])}
+        return Batch(inputs, inputs.pop("labels") - 1 if targets is not None else None, weights, extra, host)
 
     def _piece_labels(self, word: Ragged, first: np.ndarray, labels: Ragged) -> np.ndarray:
         """[pieces] the label that each piece learns, -1 for none; ``labels`` are those of the words of each example's row."""
@@ -224,7 +224,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
     def infer(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor | Flat], dict[str, Tensor]]:
         outputs = self.forward(model, batch)
         logits = outputs.logits.flatten(0, 1).index_select(0, batch.extra["first"]).float()  # [words, K]
-        return {"logits": Flat(logits, batch.extra["words"])}, self.loss(outputs, batch) if batch.targets is not None else {}
+        return {"logits": Flat(logits, batch.host["words"])}, self.loss(outputs, batch) if batch.targets is not None else {}
 
     def gather(self, outputs: Outputs, examples: Examples) -> tuple[Outputs, np.ndarray]:
         logits, rows = gather_words(outputs["logits"], examples)
