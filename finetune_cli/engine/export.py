@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 import finetune_cli
+from finetune_cli import adapters
 from finetune_cli.batching import Padded
-from finetune_cli.checkpoint import CONFIG_FILE, STATE_FILE, TASK_FILE, TENSORS_FILE, Knowledge, write_model
+from finetune_cli.checkpoint import CONFIG_FILE, STATE_FILE, TASK_FILE, TENSORS_FILE, Saver, write_model
 from finetune_cli.data import Roles, Rows, texts
 from finetune_cli.device import DevicePlan
 from finetune_cli.engine.inference import Labelled
@@ -36,19 +37,26 @@ TRAINING_ONLY = {STATE_FILE, TENSORS_FILE, CONFIG_FILE, TASK_FILE, MANIFEST}
 """Files of a checkpoint that the exported model leaves out."""
 
 
-def export(run: Run, checkpoint: Path, task: Task[Any], model: nn.Module, tokenizer: Any, knowledge: Knowledge, card: str) -> None:
-    """Write ``model/``: the best checkpoint's own files, or a folded copy where the task has scales to fold in."""
+def export(run: Run, checkpoint: Path, task: Task[Any], model: nn.Module, saver: Saver, card: str) -> None:
+    """Write ``model/``: the best checkpoint's own files where they are the whole model, else a copy with all folded and merged in.
+
+    An adapter that was merged also stands beside, in ``adapter/``; both give the same answers.
+    """
     files: dict[str, Any] = {"README.md": card.encode()}
     staging = Path(tempfile.mkdtemp(prefix=".tmp-model-", dir=run.path))
     try:
-        folded = copy.deepcopy(model).cpu()
-        facts = task.fold(folded)
-        if facts is None:
+        plain = copy.deepcopy(model).cpu()
+        if saver.adapter is not None:
+            adapters.merge(plain)
+        facts = task.fold(plain)
+        if facts is None and saver.adapter is None:
             files |= {p.name: p for p in checkpoint.iterdir() if p.is_file() and p.name not in TRAINING_ONLY}
         else:
-            write_model(staging, folded, tokenizer)
+            write_model(staging, plain, saver.tokenizer)
             files |= {p.name: p for p in staging.iterdir() if p.is_file()}
-        files[TASK_FILE] = replace(knowledge, facts=facts or knowledge.facts).to_json()
+        if saver.adapter is not None:
+            files["adapter"] = saver.adapter.files(model, head=plain)
+        files[TASK_FILE] = replace(saver.knowledge, facts=facts or saver.knowledge.facts).to_json()
         run.write_model(files)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
