@@ -15,7 +15,6 @@ import transformers
 from peft import PeftModel
 from ran import ROOT, Ran, labelled_rows, write_rows
 from safetensors.torch import load_file, save_file
-from test_resume import start, wait_for_step
 
 from finetune_cli import adapters, models, packing
 from finetune_cli.adapters import targets
@@ -23,8 +22,9 @@ from finetune_cli.batching import Padded
 from finetune_cli.config import ModelConfig, OptimizerConfig
 from finetune_cli.config.schema import AdapterName, Quantised
 from finetune_cli.encoded import Ragged
+from finetune_cli.engine import loop
 from finetune_cli.engine.optimizer import Updater
-from finetune_cli.errors import UserError
+from finetune_cli.errors import Stopped, UserError
 from finetune_cli.packing import Packed
 
 Ftune = Callable[..., Ran]
@@ -283,19 +283,30 @@ def test_the_adapter_beside_the_model_is_the_model_in_peft(trained: Path) -> Non
         torch.testing.assert_close(model(**asked).logits, whole(**asked).logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """(a finished run with an adapter, the keys it was trained with)."""
-    home, keys = tmp_path_factory.mktemp("one"), [*TINY, *LORA]
-    for shift, name in ((0, "train"), (80, "validation"), (96, "test")):
-        path = write_rows(home / "data" / f"{name}.csv", labelled_rows(80 if name == "train" else 16, shift=shift))
-        keys.append(f"data.{name}={path}")
-    keys += ["train.epochs=3", "train.batch_size=8", "train.save_every=2", "train.eval_every=3", "train.log_every=1", "train.keep=9"]
+@pytest.fixture
+def one(runs: dict[str, Path], ftune_inside: Ftune, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """(a finished run with an adapter, the keys it was trained with): made once."""
+    home = runs.setdefault("home", tmp_path_factory.mktemp("one"))
+    keys = [*TINY, *LORA, "train.steps=12", "train.batch_size=8", "train.save_every=4", "train.eval_every=6", "train.log_every=1"]
     keys += ["device.threads=1", "device=cpu", "optimizer.lr=2e-2", "model.adapter_dropout=0.1"]
-    process = start(home, *keys, "run.dir=whole")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err.decode()
-    return Path(out.decode().strip()), keys
+    keys += [f"data.{name}={home / f'{name}.csv'}" for name in ("train", "validation", "test")]
+    if "one" not in runs:
+        for shift, name in ((0, "train"), (80, "validation"), (96, "test")):
+            write_rows(home / f"{name}.csv", labelled_rows(80 if name == "train" else 16, shift=shift))
+        runs["one"] = ftune_inside("train", *keys, f"run.dir={home / 'whole'}").ok().run
+    return runs["one"], keys
+
+
+def interrupted(step: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, training ends so when ``step`` updates are made."""
+    real = loop.Trainer.step
+
+    def updated(trainer: loop.Trainer) -> None:
+        if trainer.state.step == step:
+            raise error
+        real(trainer)
+
+    monkeypatch.setattr(loop.Trainer, "step", updated)
 
 
 def copied(run: Path, to: Path) -> Path:
@@ -309,30 +320,28 @@ def same_bytes(a: Path, b: Path) -> None:
     assert [name for name in names if (a / name).read_bytes() != (b / name).read_bytes()] == []
 
 
-def test_stopped_and_resumed_it_is_the_same_run(one: tuple[Path, list[str]], ftune: Ftune, tmp_path: Path) -> None:
+def test_stopped_and_resumed_it_is_the_same_run(one: tuple[Path, list[str]], ftune_inside: Ftune, tmp_path: Path) -> None:
     whole, keys = one
     run = tmp_path / "stopped"
-    process = start(tmp_path, *keys, f"run.dir={run}")
-    wait_for_step(run, 7, process)
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode == 75
-    said = ftune("train", f"resume={run}").ok().err
-    assert "trained whole: classifier" in said
+    with pytest.MonkeyPatch.context() as patch:
+        interrupted(7, Stopped("stopped"), patch)
+        assert ftune_inside("train", *keys, f"run.dir={run}").code == 75
+    said = ftune_inside("train", f"resume={run}").ok().err
+    assert "resuming from step 7" in said and "trained whole: classifier" in said
     same_bytes(run, whole)
 
 
-def test_killed_before_and_after_its_first_checkpoint_it_is_the_same_run(one: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_killed_before_and_after_its_first_checkpoint_it_is_the_same_run(
+    one: tuple[Path, list[str]], ftune_inside: Ftune, tmp_path: Path
+) -> None:
     whole, keys = one
     run = tmp_path / "killed"
-    for step in (1, 11):
-        process = start(tmp_path, *keys, f"run.dir={run}", "resume=auto")
-        wait_for_step(run, step, process)
-        process.kill()
-        process.communicate()
-    process = start(tmp_path, *keys, f"run.dir={run}", "resume=auto")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err.decode()
+    for step in (2, 9):
+        with pytest.MonkeyPatch.context() as patch:
+            interrupted(step, RuntimeError("killed"), patch)
+            assert ftune_inside("train", *keys, f"run.dir={run}", "resume=auto").code == 1
+        assert (run / "checkpoints").exists() == (step > 4)
+    ftune_inside("train", *keys, f"run.dir={run}", "resume=auto").ok()
     same_bytes(run, whole)
 
 

@@ -300,6 +300,8 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
     if state:
         trainer.restore(state)
         console.say(f"resuming from step {state['step']} ({resumed.checkpoint.name if resumed and resumed.checkpoint else ''})")
+    elif resumed:
+        directory.cut_metrics(0)  # it was stopped before its first checkpoint: every step is made again
     _say_plan(config, p, trainer, warmup)
     return trainer
 
