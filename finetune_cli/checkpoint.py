@@ -68,7 +68,7 @@ def write_model(directory: Path, model: Any, tokenizer: Any, adapter: Adapter | 
     if adapter is None:
         model.save_pretrained(directory, max_shard_size="1000GB")
         return
-    model.config.save_pretrained(directory)
+    adapters.in_full_config(model.config).save_pretrained(directory)
     if model.can_generate():
         model.generation_config.save_pretrained(directory)
     for name, content in adapter.files(model).items():

@@ -100,6 +100,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         "stars": ["task=text-regression", "data.label=stars"],
         "pairs": ["data.text=text", "data.text_pair=other"],
         "topics": ["data.label=topics", "data.label_delimiter=;"],
+        "lora": ["model.adapter=lora", "model.rank=2"],
     }
     runs: dict[str, Path] = {}
 

@@ -6,8 +6,21 @@ A checkpoint holds the adapter, the head and what tells the base again: its name
 
 from __future__ import annotations
 
-from finetune_cli.adapters.adapter import Adapter, attach, bare, check, check_targets, is_adapted, load_trained, loading, merge, restore
+from finetune_cli.adapters.adapter import (
+    Adapter,
+    attach,
+    bare,
+    check,
+    check_targets,
+    in_full,
+    is_adapted,
+    load_trained,
+    loading,
+    merge,
+    restore,
+)
 from finetune_cli.adapters.base import BASE, Base
+from finetune_cli.adapters.quantised import in_full_config
 
 __all__ = [
     "BASE",
@@ -17,6 +30,8 @@ __all__ = [
     "bare",
     "check",
     "check_targets",
+    "in_full",
+    "in_full_config",
     "is_adapted",
     "load_trained",
     "loading",

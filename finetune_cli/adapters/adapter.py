@@ -5,6 +5,7 @@ The other adapters of peft that are injected in place (IA³, for one) are an ent
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import warnings
@@ -260,6 +261,28 @@ def load_trained(model: nn.Module, directory: Path, whole: Sequence[str]) -> Non
 
 
 # -- plain again ---------------------------------------------------------------------------------
+def in_full(model: Any, adapter: Adapter | None) -> nn.Module:
+    """A copy on the CPU whose weights are all in fp32, its adapter still in place."""
+    if adapter is None or not adapter.base.is_quantised:
+        return copy.deepcopy(model).cpu()  # type: ignore[no-any-return]
+    import peft
+
+    full = type(model)(quantised.in_full_config(model.config))
+    weights = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in quantised.weights_in_full(model).items() if ".lora_" not in name
+    }
+    missing = full.load_state_dict(weights, strict=False).missing_keys
+    assert set(missing) <= set(full.all_tied_weights_keys or {}), "every weight of the base is there"
+    full.tie_weights()
+    kept = {name: value for name, value in adapter.config.items() if name not in ("modules_to_save", "inference_mode")}
+    _inject(full, peft.PeftConfig.from_peft_type(**kept), adapter.whole)
+    with torch.no_grad():
+        trained = _trained(model, adapter.whole)
+        for name, tensor in _trained(full, adapter.whole).items():
+            tensor.copy_(trained[name])
+    return full.eval()  # type: ignore[no-any-return]
+
+
 def merge(model: nn.Module) -> None:
     """Add the adapter to the base's weights, in place: what is left is a plain model of its class."""
     _take_out(model, merged=True)

@@ -19,7 +19,7 @@ from torch import nn
 
 from finetune_cli import models
 from finetune_cli.adapters.quantised import numbers
-from finetune_cli.config.schema import ModelConfig
+from finetune_cli.config.schema import ModelConfig, Quantised
 from finetune_cli.errors import UserError
 from finetune_cli.models import Source
 
@@ -68,6 +68,11 @@ class Base:
             return cls(**json.loads((directory / BASE_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{BASE_FILE} cannot be read: {error}", where=str(directory), fix="name another checkpoint") from error
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the weights are held in fewer bits."""
+        return self.quantised != Quantised.none.value
 
     def to_json(self) -> bytes:
         """JSON for ``base.json``."""

@@ -6,6 +6,7 @@ nf4: bitsandbytes on CUDA, quantised twice (QLoRA, Dettmers et al. 2023, arXiv:2
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from typing import Any
 
@@ -52,6 +53,26 @@ def loading(kind: Quantised, device: str) -> dict[str, Any]:
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
     )
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def in_full_config(config: Any) -> Any:
+    """A model's config without a word of how its weights are held."""
+    config = copy.deepcopy(config)
+    vars(config).pop("quantization_config", None)
+    return config
+
+
+def weights_in_full(model: nn.Module) -> dict[str, Tensor]:
+    """Every weight of a model as fp32 on the CPU, by its name."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    found = {}
+    for name, parameter in model.named_parameters():
+        packed = type(parameter).__name__ in ("Params4bit", "Int8Params")
+        owner = model.get_submodule(name.rpartition(".")[0])
+        tensor = dequantize_module_weight(owner) if packed else numbers(parameter)
+        found[name] = tensor.detach().float().cpu()
+    return found
 
 
 def numbers(parameter: nn.Parameter) -> Tensor:

@@ -240,7 +240,7 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
     timetable = Timetable.of(config.train, len(train.examples))
     warmup = warmup_steps(config.optimizer, timetable.total)
     model, adapter = _model(config, p, resumed, directory)
-    model = model if adapter and adapter.base.quantised != "none" else model.to(p.device.device)
+    model = model if adapter and adapter.base.is_quantised else model.to(p.device.device)
     state = checkpoint.load_state(resumed.checkpoint) if resumed and resumed.checkpoint else None
     saved_plan = state["plan"] if state else None
     layout, layout_told = packing.layout(

@@ -44,17 +44,16 @@ def finish(
     run.write_metrics(scores)
     judged = next((name for name in ("test", "validation") if name in scores), None)
     card = _card(trainer, config, splits, scores)
-    export.export(run, best, task, trainer.model, trainer.saver, card)
+    proved = export.export(run, best, task, trainer.model, trainer.saver, card)
     shown = data.get(judged or "train") or data["train"]
     check = ReloadCheck.start(
         run,
         task,
-        trainer.model,
+        proved,
         shown,
         splits.rows[judged or "train"],
         splits.roles,
-        layout=trainer.layout,
-        device=trainer.device,
+        layout=trainer.layout if proved is trainer.model else None,
         limit=trainer.saver.knowledge.max_length,
     )
     try:
