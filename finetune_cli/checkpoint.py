@@ -1,6 +1,7 @@
 """A checkpoint: a folder that transformers can load by itself, plus what the task learnt and what a resume needs.
 
 config.json model.safetensors tokenizer…   plain Hugging Face files
+adapter_… base.json                        in place of model.safetensors where an adapter was trained: peft's files, and what tells its base
 task.json config.yaml                      what eval and predict must know; the run's config: a folder moved alone still works
 state.json state.safetensors               counters (floats in hex: exact) and optimizer moments; no pickle anywhere
 """
@@ -19,6 +20,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from finetune_cli import adapters
+from finetune_cli.adapters import Adapter
 from finetune_cli.errors import UserError
 from finetune_cli.models import check_finite, load_exact, quiet
 from finetune_cli.storage import Store
@@ -35,6 +38,8 @@ class Saver:
     knowledge: Knowledge
     tokenizer: Any
     config_yaml: str
+    adapter: Adapter | None = None
+    """What is trained in place of the whole model."""
 
     def save(self, step: int, model: nn.Module, state: Mapping[str, Any], *, best: bool) -> Path:
         """Commit model and state as ``step``. Weights with NaN are refused, so that the good checkpoint stays the last."""
@@ -42,7 +47,7 @@ class Saver:
         self.store.root.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".tmp-stage-", dir=self.store.root))
         try:
-            write_model(staging, model, self.tokenizer)
+            write_model(staging, model, self.tokenizer, self.adapter)
             files: dict[str, Any] = {p.name: p for p in sorted(staging.iterdir()) if p.is_file()}
             tensors, skeleton = flatten(state)
             files |= {
@@ -56,11 +61,18 @@ class Saver:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_model(directory: Path, model: nn.Module, tokenizer: Any) -> None:
-    """Plain Hugging Face files: config, one safetensors file, tokenizer."""
+def write_model(directory: Path, model: Any, tokenizer: Any, adapter: Adapter | None = None) -> None:
+    """Plain Hugging Face files: config, one safetensors file, tokenizer. With an adapter, its files in place of the weights."""
     quiet()
-    model.save_pretrained(directory, max_shard_size="1000GB")  # type: ignore[operator]
     tokenizer.save_pretrained(directory)
+    if adapter is None:
+        model.save_pretrained(directory, max_shard_size="1000GB")
+        return
+    adapters.in_full_config(model.config).save_pretrained(directory)
+    if model.can_generate():
+        model.generation_config.save_pretrained(directory)
+    for name, content in adapter.files(model).items():
+        (directory / name).write_bytes(content)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +104,22 @@ class Knowledge:
             raise UserError(f"{TASK_FILE} cannot be read: {error}", where=str(file), fix="name another checkpoint") from error
 
 
-def load_model(directory: Path, task: Task[Any]) -> nn.Module:
-    """The model of a checkpoint or model directory, whole, fp32, on the CPU."""
-    return load_exact(directory, task)
+def load_model(directory: Path, task: Task[Any], *, offline: bool = True, device: str = "cpu") -> tuple[nn.Module, Adapter | None]:
+    """The model of a checkpoint or model directory, fp32, on the CPU: whole, or its base with its adapter in place.
+
+    ``offline`` and ``device`` say how a base may be had, and where one of few bits would be held.
+    """
+    if adapters.is_adapted(directory):
+        return adapters.restore(directory, task, offline=offline, device=device)
+    return load_exact(directory, task), None
+
+
+def load_weights(directory: Path, task: Task[Any], model: nn.Module, adapter: Adapter | None) -> None:
+    """Give a model of the same run the weights of a checkpoint."""
+    if adapter is None:
+        model.load_state_dict(load_exact(directory, task).state_dict())
+    else:
+        adapters.load_trained(model, directory, adapter.whole)
 
 
 def load_state(directory: Path) -> dict[str, Any]:

@@ -6,11 +6,12 @@ weights only where asked for, and then with ``weights_only``. Nothing of a model
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +75,10 @@ def locate(config: ModelConfig, *, offline: bool) -> Source | None:
     if name == config.path and directory.is_dir():
         inner = directory / "model"
         chosen = inner if not (directory / "config.json").is_file() and (inner / "config.json").is_file() else directory
+        if (chosen / "adapter_config.json").is_file():
+            raise UserError(
+                f"{directory} holds an adapter and not a whole model", where="model.path", fix="name the run, whose model/ has it merged in"
+            )
         if not (chosen / "config.json").is_file():
             raise UserError(
                 f"{directory} holds no model: it has no config.json", where="model.path", fix="name a Hugging Face directory or a run"
@@ -157,10 +162,18 @@ def length_limit(model_config: Any, tokenizer: Any) -> int:
 
 
 def load(
-    source: Source, config: ModelConfig, task: Task[Any], model_config: Any, *, seed: int, offline: bool
+    source: Source,
+    config: ModelConfig,
+    task: Task[Any],
+    model_config: Any,
+    *,
+    seed: int,
+    offline: bool,
+    held: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, list[str]]:
     """The task's model class with pretrained weights in fp32 and the names of parameters that are new (the head, mostly).
 
+    ``held``: further arguments of ``from_pretrained``, which hold the weights in fewer bits on their device.
     Raises UserError where the weights do not fit the architecture, Diverged where they hold NaN.
     """
     import transformers
@@ -178,6 +191,7 @@ def load(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             dtype=torch.float32,
+            **(held or {}),
         )
     model, info = loaded
     mismatched = [m[0] if isinstance(m, (tuple, list)) else m for m in info.get("mismatched_keys", ())]
@@ -190,9 +204,22 @@ def load(
             where=source.name,
             fix="name a model whose config.json and weights belong together",
         )
-    check_finite(model, source.name)
-    _in_own_memory(model)
+    if not held:
+        check_finite(model, source.name)
+        _in_own_memory(model)
     return model, new
+
+
+def skeleton(config: ModelConfig, task: Task[Any], model_config: Any) -> nn.Module:
+    """The task's model without weights, to look at its layers before any are loaded."""
+    import transformers
+
+    model_config = copy.deepcopy(model_config)
+    _configure(model_config, config, task)
+    with torch.device("meta"):
+        model = getattr(transformers, task.auto_class).from_config(model_config, trust_remote_code=config.trust_remote_code)
+    assert isinstance(model, nn.Module)
+    return model
 
 
 def load_exact(directory: Path, task: Task[Any]) -> nn.Module:

@@ -101,6 +101,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         "pairs": ["data.text=text", "data.text_pair=other"],
         "topics": ["data.label=topics", "data.label_delimiter=;"],
         "masks": ["task=fill-mask"],
+        "lora": ["model.adapter=lora", "model.rank=2"],
     }
     runs: dict[str, Path] = {}
 

@@ -102,7 +102,7 @@ def make(tmp_path: Path, tokenizer: Any, device: str) -> Make:
         newest, damaged = run.store.newest()
         assert not damaged
         shape = model or ModelConfig(shape={"layers": 2, "hidden": 32, "heads": 2, "intermediate": 64, "positions": 64})
-        network = checkpoint.load_model(newest, task) if newest else models.build(shape, task, tokenizer, seed=5)
+        network = checkpoint.load_model(newest, task)[0] if newest else models.build(shape, task, tokenizer, seed=5)
         data = examples(ROWS, 1)
         network = network.to(where.device)
         layout, _ = packing.layout(network, pad_id=0, limit=64, device=where, saved=packed)

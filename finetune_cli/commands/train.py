@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import tempfile
 import time
 import traceback
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from finetune_cli import batching, checkpoint, console, device, metrics, models, packing, tasks
+from finetune_cli import adapters, batching, checkpoint, console, device, metrics, models, packing, tasks
+from finetune_cli.adapters import Adapter
 from finetune_cli.checkpoint import Knowledge, Saver
 from finetune_cli.config import Invocation, TrainConfig, saved
 from finetune_cli.data import Splits, audit, load_splits
@@ -122,6 +126,8 @@ def _name(config: TrainConfig, invocation: Invocation) -> str:
 def _prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | None, stop: StopFlag) -> Prepared:
     """Read and check the data, choose device and model, encode: all that can go wrong before a model is loaded."""
     known = Knowledge.read(resumed.checkpoint) if resumed and resumed.checkpoint else None
+    plan = device.find(config.device, known.plan["device"] if known else None)
+    adapters.check(config.model, plan.device.type)
     kind = tasks.get(config.task.name)
     with console.working("reading the data"):
         splits = load_splits(
@@ -141,7 +147,6 @@ def _prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | N
     task = kind(config.task, facts)
     expected = _check_options(config, task, splits)
     source = models.locate(config.model, offline=config.offline)
-    plan = device.find(config.device, known.plan["device"] if known else None)
     plan.apply()
     if source is not None:
         console.say(f"model: {source.told}")
@@ -151,6 +156,8 @@ def _prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | N
         console.warn("pickled weights are accepted (loaded with weights_only)")
     tokenizer, model_config, limit = _reader(config, resumed, source, splits)
     task = task.reading_with(tokenizer)
+    if model_config is not None and known is None:
+        adapters.check_targets(config.model, task, model_config)
     max_length = longest_input(config.data, limit)
     encoder = Encoder(task, tokenizer, max_length, config.data)
     examples = {}
@@ -209,16 +216,21 @@ def _reader(config: TrainConfig, resumed: Resumed | None, source: models.Source 
     return tokenizer, None, int(tokenizer.model_max_length)
 
 
-def _model(config: TrainConfig, p: Prepared, resumed: Resumed | None) -> nn.Module:
-    """The model with this run's head: from the checkpoint, from pretrained weights, or from scratch."""
+def _model(config: TrainConfig, p: Prepared, resumed: Resumed | None, directory: Run) -> tuple[nn.Module, Adapter | None]:
+    """The model with this run's head, and its adapter if any: from the checkpoint, from pretrained weights, or from scratch."""
+    where, new = p.device.device.type, list[str]()
     if resumed and resumed.checkpoint:
-        return checkpoint.load_model(resumed.checkpoint, p.task)
+        return checkpoint.load_model(resumed.checkpoint, p.task, offline=config.offline, device=where)
     if p.source is None:
-        return models.build(config.model, p.task, p.tokenizer, seed=config.train.seed)
-    with console.working("loading the model"):
-        model, new = models.load(p.source, config.model, p.task, p.model_config, seed=config.train.seed, offline=config.offline)
-    console.say(f"new in the model, drawn from the seed: {', '.join(new) or 'nothing'}")
-    return model
+        model = models.build(config.model, p.task, p.tokenizer, seed=config.train.seed)
+    else:
+        held = adapters.loading(config.model, where)
+        with console.working("loading the model"):
+            model, new = models.load(
+                p.source, config.model, p.task, p.model_config, seed=config.train.seed, offline=config.offline, held=held
+            )
+        console.say(f"new in the model, drawn from the seed: {', '.join(new) or 'nothing'}")
+    return model, adapters.attach(model, config.model, source=p.source, new=new, kept=directory.base_dir, seed=config.train.seed)
 
 
 def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory: Run, resumed: Resumed | None, stop: StopFlag) -> Trainer:
@@ -226,7 +238,8 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
     train = p.data["train"]
     timetable = Timetable.of(config.train, len(train.examples))
     warmup = warmup_steps(config.optimizer, timetable.total)
-    model = _model(config, p, resumed).to(p.device.device)
+    model, adapter = _model(config, p, resumed, directory)
+    model = model if adapter and adapter.base.is_quantised else model.to(p.device.device)
     state = checkpoint.load_state(resumed.checkpoint) if resumed and resumed.checkpoint else None
     saved_plan = state["plan"] if state else None
     layout, layout_told = packing.layout(
@@ -259,10 +272,13 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
         resume.compare_files(directory.manifest()["files"], p.splits.sources, config.resume_allow)
     else:
         weights = sum(t.numel() * t.element_size() for t in model.parameters())
-        directory.write_manifest(_manifest(config, p, plans, model))
-        directory.store.preflight(3 * weights, other_bytes=weights)
+        trained = sum(t.numel() * t.element_size() for t in model.parameters() if t.requires_grad)
+        directory.write_manifest(_manifest(config, p, plans, model, adapter))
+        directory.store.preflight(3 * trained, other_bytes=weights)
         directory.reserve(weights)
         directory.write_config(invocation.config_yaml)  # with it the run exists
+    if adapter and p.source is None and not (resumed and resumed.checkpoint):
+        _keep_base(directory, model, p.tokenizer)
     directory.write_command(["ftune", *invocation.typed])
     directory.set_status("running", step=state["step"] if state else 0)
     trainer = Trainer(
@@ -277,17 +293,28 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
         device=p.device,
         layout=layout,
         run=directory,
-        saver=Saver(directory.store, knowledge, p.tokenizer, invocation.config_yaml),
+        saver=Saver(directory.store, knowledge, p.tokenizer, invocation.config_yaml, adapter),
         check=stop.check,
     )
     if state:
         trainer.restore(state)
         console.say(f"resuming from step {state['step']} ({resumed.checkpoint.name if resumed and resumed.checkpoint else ''})")
+    elif resumed:
+        directory.cut_metrics(0)  # it was stopped before its first checkpoint: every step is made again
     _say_plan(config, p, trainer, warmup)
     return trainer
 
 
-def _manifest(config: TrainConfig, p: Prepared, plans: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+def _keep_base(directory: Run, model: nn.Module, tokenizer: Any) -> None:
+    """Write what an adapter stands on into the run, where no name leads to it."""
+    plain = copy.deepcopy(model).cpu()
+    adapters.bare(plain)
+    with tempfile.TemporaryDirectory(prefix=".tmp-base-", dir=directory.path) as staging:
+        checkpoint.write_model(Path(staging), plain, tokenizer)
+        directory.write_base({p.name: p for p in Path(staging).iterdir()})
+
+
+def _manifest(config: TrainConfig, p: Prepared, plans: dict[str, Any], model: nn.Module, adapter: Adapter | None) -> dict[str, Any]:
     """What proves the run: versions, hardware, plan with reasons, seed, files with sha256, facts."""
     trainable, everything = models.parameters(model)
     return {
@@ -305,19 +332,21 @@ def _manifest(config: TrainConfig, p: Prepared, plans: dict[str, Any], model: nn
         if p.source
         else {"name": None, "told": "built from model.shape", "revision": None, "hub": False},
         "parameters": {"trainable": trainable, "all": everything},
+        **({"adapter": {"config": adapter.config, "base": asdict(adapter.base)}} if adapter else {}),
     }
 
 
 def _say_plan(config: TrainConfig, p: Prepared, trainer: Trainer, warmup: int) -> None:
     """The first screen: what will run, on what, and why."""
     trainable, everything = models.parameters(trainer.model)
-    t, plan, d = trainer.timetable, trainer.plan, p.device
+    t, plan, d, adapter = trainer.timetable, trainer.plan, p.device, trainer.saver.adapter
     monitor = config.train.monitor or p.task.monitor
     better = "higher" if metrics.better(monitor) == "max" else "lower"
     lines = [
         ("device", f"{d.device} ({d.reasons['device']}), {d.threads} threads ({d.reasons['threads']})"),
         ("precision", f"{d.precision} ({d.reasons['precision']})"),
         ("parameters", f"{trainable:,} trainable of {everything:,}"),
+        *([("adapter", adapter.told), ("base", f"{adapter.base.told}, sha256 {adapter.base.sha256[:12]}…")] if adapter else []),
         *((name, text) for name, text in p.task.told_facts()),
         ("batch", f"{plan.batch_size} rows an update, at most {plan.micro_tokens:,} tokens at a time ({plan.reasons['micro_tokens']})"),
         ("order", f"{plan.order} ({plan.reasons['order']})"),

@@ -169,6 +169,16 @@ def _shape(value: dict[str, int]) -> dict[str, int]:
     return value
 
 
+def _targets(value: Any) -> str | list[str]:
+    """``auto``, ``all-linear``, or names of layers."""
+    if value in ("auto", "all-linear"):
+        return str(value)
+    names = [value] if isinstance(value, str) else value
+    if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) and name for name in names):
+        return list(dict.fromkeys(names))
+    raise ValueError("auto, all-linear, or a list of names of layers such as [query, value]")
+
+
 FORMS: dict[str, Callable[[Any], Any]] = {
     "rows": _rows,
     "columns": _columns,
@@ -178,5 +188,6 @@ FORMS: dict[str, Callable[[Any], Any]] = {
     "betas": _betas,
     "expectations": _expectations,
     "shape": _shape,
+    "targets": _targets,
 }
 """Forms that ``option(form=...)`` may name."""

@@ -105,6 +105,17 @@ class ExtraFields(StrEnum):
     ignore = "ignore"
 
 
+class AdapterName(StrEnum):
+    none = "none"
+    lora = "lora"
+
+
+class Quantised(StrEnum):
+    none = "none"
+    int8 = "int8"
+    nf4 = "nf4"
+
+
 class Split(StrEnum):
     auto = "auto"
     train = "train"
@@ -136,6 +147,22 @@ class ModelConfig:
     """Dropout of embeddings, hidden layers, attention and head; null keeps the model's own."""
     shape: dict[str, int] = option({}, form="shape", applies="model.path=null")
     """For a model built from scratch: layers, hidden, heads, intermediate, vocabulary (largest size), positions."""
+    adapter: AdapterName = AdapterName.none
+    """``lora``: train small matrices beside the weights, and the head (extra ``lora``); wants 5 to 20 times the usual ``optimizer.lr``."""
+    rank: int = option(8, least=1, most=4096, applies="model.adapter=lora")
+    """Rank of the adapter's matrices."""
+    alpha: int = option(16, least=1, most=65536, applies="model.adapter=lora")
+    """The adapter counts ``alpha / rank`` times (with rsLoRA, divided by the root of the rank)."""
+    adapter_dropout: float = option(0.0, least=0, below=1, applies="model.adapter=lora")
+    """Dropout of the adapter's inputs."""
+    targets: Any = option("auto", form="targets", applies="model.adapter=lora")
+    """Layers with an adapter: a list of names such as ``[query, value]``, ``all-linear``, or ``auto``: those usual for the architecture."""
+    rslora: bool = option(False, applies="model.adapter=lora")
+    """Rank-stabilised LoRA: high ranks learn as fast as low ones (Kalajdzievski 2023, arXiv:2312.03732)."""
+    dora: bool = option(False, applies="model.adapter=lora")
+    """DoRA: direction and magnitude of a weight are learnt apart (Liu et al. 2024, arXiv:2402.09353); slower."""
+    quantised: Quantised = option(Quantised.none, applies="model.adapter=lora")
+    """Hold the frozen weights in 8 or 4 bits: ``int8`` (bitsandbytes on CUDA, else torchao), ``nf4`` (bitsandbytes on CUDA)."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 import finetune_cli
+from finetune_cli import adapters
 from finetune_cli.batching import Padded
-from finetune_cli.checkpoint import CONFIG_FILE, STATE_FILE, TASK_FILE, TENSORS_FILE, Knowledge, write_model
+from finetune_cli.checkpoint import CONFIG_FILE, STATE_FILE, TASK_FILE, TENSORS_FILE, Saver, write_model
 from finetune_cli.data import Roles, Rows, texts
-from finetune_cli.device import DevicePlan
 from finetune_cli.engine.inference import Labelled
 from finetune_cli.errors import SelfCheckFailed
 from finetune_cli.run import Run
@@ -36,20 +36,30 @@ TRAINING_ONLY = {STATE_FILE, TENSORS_FILE, CONFIG_FILE, TASK_FILE, MANIFEST}
 """Files of a checkpoint that the exported model leaves out."""
 
 
-def export(run: Run, checkpoint: Path, task: Task[Any], model: nn.Module, tokenizer: Any, knowledge: Knowledge, card: str) -> None:
-    """Write ``model/``: the best checkpoint's own files, or a folded copy where the task has scales to fold in."""
+def export(run: Run, checkpoint: Path, task: Task[Any], model: nn.Module, saver: Saver, card: str) -> nn.Module:
+    """Write ``model/``: the best checkpoint's own files where they are the whole model, else a copy with all folded and merged in.
+
+    An adapter that was merged also stands beside, in ``adapter/``; both give the same answers. Returns the model whose logits
+    ``model/`` must give: the one that was measured, or the same in fp32 where that one's base was held in fewer bits.
+    """
     files: dict[str, Any] = {"README.md": card.encode()}
     staging = Path(tempfile.mkdtemp(prefix=".tmp-model-", dir=run.path))
     try:
-        folded = copy.deepcopy(model).cpu()
-        facts = task.fold(folded)
-        if facts is None:
+        full = adapters.in_full(model, saver.adapter)
+        plain = copy.deepcopy(full) if saver.adapter else full
+        if saver.adapter is not None:
+            adapters.merge(plain)
+        facts = task.fold(plain)
+        if facts is None and saver.adapter is None:
             files |= {p.name: p for p in checkpoint.iterdir() if p.is_file() and p.name not in TRAINING_ONLY}
         else:
-            write_model(staging, folded, tokenizer)
+            write_model(staging, plain, saver.tokenizer)
             files |= {p.name: p for p in staging.iterdir() if p.is_file()}
-        files[TASK_FILE] = replace(knowledge, facts=facts or knowledge.facts).to_json()
+        if saver.adapter is not None:
+            files["adapter"] = saver.adapter.files(model, head=plain)
+        files[TASK_FILE] = replace(saver.knowledge, facts=facts or saver.knowledge.facts).to_json()
         run.write_model(files)
+        return full if saver.adapter is not None and saver.adapter.base.is_quantised else model
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -83,22 +93,25 @@ class ReloadCheck:
         rows: Rows,
         roles: Roles,
         *,
-        layout: Layout,
-        device: DevicePlan,
+        layout: Layout | None,
         limit: int,
     ) -> ReloadCheck:
-        """Compute fp32 logits of a few stored examples, spread over the split, and start the stranger's process on the same ones."""
+        """Compute fp32 logits of a few stored examples, spread over the split, and start the stranger's process on the same ones.
+
+        ``layout`` is what the model reads; None: plain rows alone.
+        """
         chosen = np.unique(np.linspace(0, len(data.examples) - 1, STORED_ROWS).astype(np.int64))
         plain = Padded({"input_ids": task.tokenizer.pad_token_id or 0}, limit)
         model.eval()
+        where = next(model.parameters()).device
         inputs, ours = [], []
         for number in chosen:
             one = data.examples.take(np.array([number]))
             targets = None if data.targets is None else data.targets[one.row]
-            batches = [task.collate(one.columns, targets, way, key=0) for way in (plain, layout)]
+            batches = [task.collate(one.columns, targets, way, key=0) for way in (plain, layout or plain)]
             inputs.append({name: tensor.tolist() for name, tensor in batches[0].inputs.items()})
             with torch.inference_mode():
-                ours.append(thin(task.reproducible(model, batches[1].to(device.device))))
+                ours.append(thin(task.reproducible(model, batches[1].to(where))))
         asked = {
             "model": str(run.model_dir),
             "auto_class": task.auto_class,

@@ -36,24 +36,23 @@ def finish(
     trainer.know(known.facts)
     task = trainer.task
     if best.name != run.store.last().name:  # type: ignore[union-attr]
-        trainer.model.load_state_dict(checkpoint.load_model(best, task).state_dict())
+        checkpoint.load_weights(best, task, trainer.model, trainer.saver.adapter)
     names = [name for name in ("validation", "test") if name in data and name in splits.labelled]
     scored: dict[str, Scored] = {name: _score(trainer, splits, data[name], name) for name in names}
     scores: dict[str, Score] = {name: s.score for name, s in scored.items()}
     run.write_metrics(scores)
     judged = next((name for name in ("test", "validation") if name in scores), None)
     card = _card(trainer, config, splits, scores)
-    export.export(run, best, task, trainer.model, trainer.saver.tokenizer, trainer.saver.knowledge, card)
+    proved = export.export(run, best, task, trainer.model, trainer.saver, card)
     shown = data.get(judged or "train") or data["train"]
     check = ReloadCheck.start(
         run,
         task,
-        trainer.model,
+        proved,
         shown,
         splits.rows[judged or "train"],
         splits.roles,
-        layout=trainer.layout,
-        device=trainer.device,
+        layout=trainer.layout if proved is trainer.model else None,
         limit=trainer.saver.knowledge.max_length,
     )
     try:
@@ -136,6 +135,7 @@ def _card(trainer: Trainer, config: TrainConfig, splits: Splits, scores: dict[st
             "optimizer": config.optimizer.name.value,
             "schedule": config.optimizer.schedule.value,
             "precision": trainer.device.precision,
+            **({"adapter": trainer.saver.adapter.told} if trainer.saver.adapter else {}),
             "seed": str(config.train.seed),
             "longest input": f"{trainer.saver.knowledge.max_length} tokens",
         },

@@ -67,7 +67,7 @@ def open_model(ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, wher
                     fix="fine-tune it first: ftune train model.path=NAME",
                 )
         else:
-            model = checkpoint.load_model(found.weights, opened_task)
+            model, _ = checkpoint.load_model(found.weights, opened_task, offline=offline, device=plan.device.type)
     limit = models.length_limit(model_config, tokenizer)
     if data.max_length is None and known is not None:
         data = replace(data, max_length=known.max_length)

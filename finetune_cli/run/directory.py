@@ -256,10 +256,20 @@ class Run:
         return self.path / layout.MODEL
 
     @property
+    def base_dir(self) -> Path:
+        return self.path / layout.BASE
+
+    @property
     def report_dir(self) -> Path:
         return self.path / layout.REPORT
 
-    def write_model(self, files: Mapping[str, Content]) -> Path:
+    def write_base(self, files: Mapping[str, Content]) -> Path:
+        """Makes ``base/`` whole: the weights that the run's adapters stand on, where nothing else holds them."""
+        with disk_trouble(self.fs, "writing the base", self.base_dir):
+            write_folder(self.fs, self.base_dir, files, link=True)
+        return self.base_dir
+
+    def write_model(self, files: Mapping[str, Content | Mapping[str, Content]]) -> Path:
         """Makes ``model/`` whole, in place of any before; files given as paths share their bytes where possible.
 
         Space that was reserved for it is given back first.

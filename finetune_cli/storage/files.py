@@ -216,20 +216,30 @@ def write_whole(fs: FileSystem, path: Path, data: bytes, *, durable: bool = True
         fs.fsync_dir(path.parent)
 
 
-def write_folder(fs: FileSystem, folder: Path, files: Mapping[str, Content], *, link: bool = False) -> None:
-    """Makes a folder with exactly ``files`` in place of any that was there. ``link``: share bytes with given files where possible."""
+def write_folder(fs: FileSystem, folder: Path, files: Mapping[str, Content | Mapping[str, Content]], *, link: bool = False) -> None:
+    """Makes a folder with exactly ``files`` in place of any that was there; files by name under a name are a folder in it.
+
+    ``link``: share bytes with given files where possible.
+    """
     new = temporary(folder.parent, folder.name)
     with cleaned(fs, new):
-        fs.mkdir(new)
-        for name, content in files.items():
-            _place(fs, new / checked_name(name), content, link=link)
-        fs.fsync_dir(new)
+        _fill(fs, new, files, link=link)
         old = temporary(folder.parent, folder.name, kind="trash")
         if folder.is_dir():
             fs.rename(folder, old)
         fs.rename(new, folder)
     fs.fsync_dir(folder.parent)
     discard(fs, old)
+
+
+def _fill(fs: FileSystem, folder: Path, files: Mapping[str, Content | Mapping[str, Content]], *, link: bool) -> None:
+    fs.mkdir(folder)
+    for name, content in files.items():
+        if isinstance(content, Mapping):
+            _fill(fs, folder / checked_name(name), content, link=link)
+        else:
+            _place(fs, folder / checked_name(name), content, link=link)
+    fs.fsync_dir(folder)
 
 
 def _place(fs: FileSystem, path: Path, content: Content, *, link: bool) -> None:
