@@ -1,8 +1,11 @@
 """Conversations: whatever form rows bring them in, as one column of JSON, and a plain text of each for people.
 
-Known forms: ``messages`` (role, content), ShareGPT (from, value), and a prompt with its answer in two columns (Alpaca's instruction, input and
-output among them). A cell of text where a list of turns is expected is JSON, or else one turn of the user.
+Known forms: ``messages`` (role, content), ShareGPT (from, value), and a prompt with its answer in two columns (Alpaca's instruction, input
+and output among them). A cell of text where a list of turns is expected is JSON, or else one turn of the user.
+Functions here raise ValueError for what they cannot understand; the row's line is added in one place.
 """
+
+# ruff: noqa: TRY004 (a value of the wrong type is a wrong value here)
 
 from __future__ import annotations
 
@@ -134,8 +137,8 @@ def with_conversations(rows: Rows, form: Form, data: DataConfig) -> tuple[Rows, 
             told.append(json.dumps(found, ensure_ascii=False))
             shown.append(as_text(found["messages"]))
     table = rows.table
-    for name, cells in ((CONVERSATION, told), (CONVERSATION_TEXT, shown)):
-        table = table.append_column(name, pa.chunked_array([pa.array(cells, pa.large_string())]))
+    for name, made in ((CONVERSATION, told), (CONVERSATION_TEXT, shown)):
+        table = table.append_column(name, pa.chunked_array([pa.array(made, pa.large_string())]))
     found_by = {"text": form.turns, "text_pair": form.about or data.text_pair, "label": form.answer or data.label}
     return Rows(table, rows.files, rows.file_of, rows.line_of, rows.row_of), Roles(CONVERSATION_TEXT, None, (), found_by)
 

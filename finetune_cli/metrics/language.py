@@ -17,7 +17,7 @@ def language(costs: Floats, tokens: Ints, bytes_: Ints, hits: Ints) -> dict[str,
 
 
 def language_measures(costs: Floats, tokens: Ints, bytes_: Ints, hits: Ints) -> Measures:
-    """The metrics of ``language``, for ``score``. Bits per byte do not depend on the vocabulary; tokens that are marks cost, but are no text."""
+    """The metrics of ``language``, for ``score``. Bits per byte do not depend on the vocabulary; marks cost, but are no text."""
     nats, counted, size, right = (np.asarray(a, dtype=np.float64) for a in (costs, tokens, bytes_, hits))
 
     def plain(w: Floats) -> dict[str, Floats]:

@@ -193,7 +193,7 @@ class Task(ABC, Generic[C]):
     def head(self) -> dict[str, Any]:
         """Config values that the model needs for this task, such as ``num_labels``."""
 
-    def prepare(self, model: nn.Module) -> None:  # noqa: B027  # most tasks have nothing to set
+    def prepare(self, model: nn.Module) -> None:  # most tasks have nothing to set
         """Settings of the model that go with the task and are exported with it. Raises UserError for one that cannot do what is asked."""
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:

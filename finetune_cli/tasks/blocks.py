@@ -38,7 +38,7 @@ def encode_blocks(rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, 
     import numpy as np
 
     from finetune_cli.data import TokenCounts
-    from finetune_cli.encoded import Columns, Examples, Ragged
+    from finetune_cli.encoded import Examples, Ragged
 
     stream = _stream(rows, roles, tokenizer)
     counted = ~stream.starts if apart else np.ones(len(stream.ids), bool)
@@ -156,7 +156,7 @@ def beginning(tokenizer: Any) -> int | None:
 
 
 def token_bytes(text: str, offsets: list[tuple[int, int]]) -> np.ndarray:
-    """UTF-8 bytes that each token adds to the text before it, int64; a character of several tokens counts once, and all add up to the text."""
+    """UTF-8 bytes that each token adds to the text before it, int64: a character of several tokens counts once, all add up to the text."""
     import numpy as np
 
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

@@ -1,4 +1,4 @@
-"""Prompts to continuations: greedy, beams, or sampling whose every draw is keyed by seed, row and step, so that neither order nor batch matters."""
+"""Prompts to continuations: greedy, beams, or sampling whose draws are keyed by seed, row and step: neither order nor batch matters."""
 
 from __future__ import annotations
 

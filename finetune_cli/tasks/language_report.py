@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Evaluation, Outputs, Shown
-from finetune_cli.tasks.sections import Bars, Curve, Section, Series, Table
+from finetune_cli.tasks.sections import Bars, Cell, Curve, Section, Series, Table
 from finetune_cli.tasks.sections import Examples as Rows_
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def ledger(examples: Mapping[str, Examples], rows: Mapping[str, Rows], *, chat: 
 
     from finetune_cli.encoded import Ragged
 
-    cells: list[list[str | int | float | None]] = []
+    cells: list[list[Cell]] = []
     for name, found in examples.items():
         supervised, turns, ended = found.columns["supervised"], found.columns["turns"], found.columns["ended"]
         assert isinstance(supervised, Ragged) and isinstance(turns, np.ndarray) and isinstance(ended, np.ndarray)
@@ -46,8 +46,10 @@ def ledger(examples: Mapping[str, Examples], rows: Mapping[str, Rows], *, chat: 
         dropped = len(rows[name]) - len(np.unique(found.row)) if chat else 0
         closed = f"{int(ended.sum()):,} of {int(turns.sum()):,}"
         cells.append(
-            [name, len(rows[name]), len(found), tokens, learnt, f"{learnt / tokens:.1%}"]
-            + [found.counts.cut_rows, found.counts.lost, dropped, int((sums == 0).sum()), closed]
+            [
+                *(name, len(rows[name]), len(found), tokens, learnt, f"{learnt / tokens:.1%}"),
+                *(found.counts.cut_rows, found.counts.lost, dropped, int((sums == 0).sum()), closed),
+            ]
         )
     unit, end = ("conversations", "end of turn supervised") if chat else ("blocks", "end of text supervised")
     headers = ["split", "rows", unit, "tokens", "supervised", "share", "cut", "tokens lost", "dropped", "none supervised", end]

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from finetune_cli.errors import UserError
 from finetune_cli.tasks.blocks import backend, beginning, end_of_text
 from finetune_cli.tasks.supervision import Unfit, render
 
 if TYPE_CHECKING:
     from finetune_cli.data import Roles, Rows
     from finetune_cli.encoded import Examples
+
+
+Question = tuple[list[dict[str, Any]], list[Any] | None]
+"""Messages up to what is to be answered, and tools."""
+
+
+def room(max_length: int, new_tokens: int) -> int:
+    """Tokens that a prompt may have, so that what is written fits behind it."""
+    if max_length <= new_tokens:
+        raise UserError(
+            f"task.max_new_tokens={new_tokens} leaves no room for a prompt in {max_length} tokens",
+            where="task.max_new_tokens",
+            fix=f"task.max_new_tokens={max(1, max_length // 2)}, or a larger data.max_length",
+        )
+    return max_length - new_tokens
 
 
 def of_texts(rows: Rows, roles: Roles, tokenizer: Any, *, room: int, first_row: int) -> Examples:
@@ -22,12 +39,8 @@ def of_texts(rows: Rows, roles: Roles, tokenizer: Any, *, room: int, first_row: 
     return _examples(rows, [(first + e.ids) or [end_of_text(tokenizer)] for e in encodings], tokenizer, room=room, first_row=first_row)
 
 
-def of_chats(
-    rows: Rows, asked: list[tuple[list[dict[str, Any]], list[Any] | None]], tokenizer: Any, *, room: int, first_row: int
-) -> Examples:
+def of_chats(rows: Rows, asked: Sequence[Question], tokenizer: Any, *, room: int, first_row: int) -> Examples:
     """Conversations as the template writes them when the assistant is to speak next."""
-    from finetune_cli.errors import UserError
-
     written = []
     for i, (messages, tools) in enumerate(asked):
         try:

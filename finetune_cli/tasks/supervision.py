@@ -1,4 +1,4 @@
-"""Conversations to tokens, and which of them are learnt from: the chat template writes, and its own prefixes say where each answer stands."""
+"""Conversations to tokens, and which of them are learnt from: the template writes, and its own prefixes say where each answer stands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finetune_cli.tasks.blocks import backend, token_bytes
 if TYPE_CHECKING:
     import numpy as np
 
-    from finetune_cli.data import Rows
+    from finetune_cli.data import Rows, TokenCounts
     from finetune_cli.encoded import Columns, Examples
 
 Span = tuple[int, int]
@@ -108,6 +108,10 @@ class Supervised:
     turns: int
     """Answers that are supervised."""
 
+    def cut(self, length: int) -> Supervised:
+        """The first so many tokens."""
+        return Supervised(self.ids[:length], self.counted[:length], self.bytes[:length], self.ends[:length], self.turns)
+
 
 def supervise(found: Rendered, encoding: Any, marks: set[int], *, everything: bool) -> Supervised:
     """Tokens of a rendered conversation. An answer's tokens count up to its last mark, unless text follows that."""
@@ -135,39 +139,54 @@ def supervise(found: Rendered, encoding: Any, marks: set[int], *, everything: bo
 def encode_chats(
     rows: Rows, found: list[dict[str, Any]], tokenizer: Any, *, max_length: int, first_row: int, everything: bool, too_long: str
 ) -> Examples:
-    """One example a conversation. Rows longer than ``max_length`` are dropped, cut or refused; a row without a supervised token is an error."""
+    """One example a conversation. Those longer than ``max_length`` are dropped, cut or refused; nothing supervised in one is an error."""
     import numpy as np
 
     from finetune_cli.data import TokenCounts
-    from finetune_cli.encoded import Columns, Examples, Ragged
 
-    told = [_told(lambda c=c: rendered(tokenizer, c), rows, i) for i, c in enumerate(found)]  # type: ignore[misc]
-    marks = special_ids(tokenizer)
-    encodings = backend(tokenizer).encode_batch([r.text for r in told], add_special_tokens=False)
-    kept: list[Supervised] = []
-    at: list[int] = []
-    empty: list[int] = []
-    long = lost = longest = 0
-    for i, (one, encoding) in enumerate(zip(told, encodings, strict=True)):
-        made = _told(lambda o=one, e=encoding: supervise(o, e, marks, everything=everything), rows, i)  # type: ignore[misc]
-        longest = max(longest, len(made.ids))
-        if len(made.ids) > max_length:
-            if too_long == "refuse":
-                raise UserError(
-                    f"the conversation has {len(made.ids):,} tokens; at most {max_length:,} are read",
-                    where=rows.where(i),
-                    fix="a larger data.max_length, task.too_long=drop, or task.too_long=cut",
-                )
-            if too_long == "drop":
-                continue
-            long, lost = long + 1, lost + len(made.ids) - max_length
-            made = Supervised(*(a[:max_length] for a in (made.ids, made.counted, made.bytes, made.ends)), made.turns)
-        if not made.counted.any():
-            empty.append(i)
-        kept.append(made)
-        at.append(i)
-    if empty:
+    made = _supervised(rows, found, tokenizer, everything=everything)
+    lengths = np.array([len(m.ids) for m in made], np.int64)
+    over = np.flatnonzero(lengths > max_length)
+    if len(over) and too_long == "refuse":
+        raise UserError(
+            f"{len(over):,} conversations have more than {max_length:,} tokens, this one {lengths[over[0]]:,}",
+            where=rows.named(over),
+            fix="a larger data.max_length, task.too_long=drop, or task.too_long=cut",
+        )
+    at = np.flatnonzero(lengths <= max_length) if too_long == "drop" else np.arange(len(made))
+    kept = [made[i].cut(max_length) for i in at]
+    if empty := [int(i) for i, one in zip(at, kept, strict=True) if not one.counted.any()]:
         raise _nothing_supervised(rows, empty, [found[i] for i in empty])
+    cut = np.intersect1d(at, over)
+    lost = int((lengths[cut] - max_length).sum())
+    counts = TokenCounts(longest=int(lengths.max(initial=0)), cut_rows=len(cut), lost=lost)
+    return _examples(kept, at + first_row, counts, tokenizer)
+
+
+def _supervised(rows: Rows, found: list[dict[str, Any]], tokenizer: Any, *, everything: bool) -> list[Supervised]:
+    """Every conversation in tokens; where template and row do not go together, an error with the row's line."""
+    marks = special_ids(tokenizer)
+    i = 0
+    try:
+        told = []
+        for i in range(len(found)):
+            told.append(rendered(tokenizer, found[i]))
+        encodings = backend(tokenizer).encode_batch([r.text for r in told], add_special_tokens=False)
+        made = []
+        for i in range(len(told)):
+            made.append(supervise(told[i], encodings[i], marks, everything=everything))
+        return made
+    except Unfit as error:
+        raise UserError(str(error), where=rows.where(i), fix="another task.template (chatml, llama3, alpaca), or mend the row") from error
+
+
+def _examples(kept: list[Supervised], row: np.ndarray, counts: TokenCounts, tokenizer: Any) -> Examples:
+    from dataclasses import replace
+
+    import numpy as np
+
+    from finetune_cli.encoded import Examples, Ragged
+
     ids = Ragged.of([k.ids for k in kept])
     columns: Columns = {
         "input_ids": ids,
@@ -177,16 +196,7 @@ def encode_chats(
         "ended": np.array([int((k.ends & k.counted).sum()) for k in kept], np.int64),
     }
     unknown = int((ids.values == tokenizer.unk_token_id).sum()) if tokenizer.unk_token_id is not None else 0
-    counts = TokenCounts(tokens=len(ids.values), longest=longest, cut_rows=long, lost=lost, unknown=unknown)
-    return Examples(columns, np.array(at, np.int64) + first_row, counts)
-
-
-def _told(make: Any, rows: Rows, i: int) -> Any:
-    """What ``make`` gives; where template and row do not go together, an error with the row's line."""
-    try:
-        return make()
-    except Unfit as error:
-        raise UserError(str(error), where=rows.where(i), fix="another task.template (chatml, llama3, alpaca), or mend the row") from error
+    return Examples(columns, row, replace(counts, tokens=len(ids.values), unknown=unknown))
 
 
 def _nothing_supervised(rows: Rows, empty: list[int], found: list[dict[str, Any]]) -> UserError:

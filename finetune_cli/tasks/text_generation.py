@@ -1,5 +1,7 @@
 """text-generation: plain text to go on with, or conversations whose answers are learnt; new text out."""
 
+# ruff: noqa: RUF009 (option() makes a dataclass field, not a shared default)
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,7 +67,7 @@ class TextGenerationConfig(TaskConfig):
     name: str = "text-generation"
     """Text that goes on, or the next turn of a conversation."""
     format: Format = Format.auto
-    """``text``: plain text; else conversations: ``messages`` (role, content), ``sharegpt`` (from, value), ``alpaca`` or ``prompt`` (columns)."""
+    """``text``: plain text; conversations: ``messages`` (role, content), ``sharegpt`` (from, value), ``alpaca``, ``prompt`` (columns)."""
     template: Template | None = option(None, applies=CHATS)
     """Chat template: ``chatml``, ``llama3`` or ``alpaca``; null is the tokenizer's own."""
     loss_on: LossOn = option(LossOn.assistant, applies=CHATS)
@@ -217,65 +219,26 @@ class TextGeneration(Task[TextGenerationConfig]):
             )
 
     def _prompts(self, rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int) -> Examples:
-        """What is to be gone on with, one example a row, with the row's number in the whole input."""
+        """What is to be gone on with, one example a row."""
         from finetune_cli.data import texts
         from finetune_cli.data.conversations import CONVERSATION, conversations, question
         from finetune_cli.tasks import prompts
 
-        room = max_length - self.config.max_new_tokens
-        if room < 1:
-            raise UserError(
-                f"task.max_new_tokens={self.config.max_new_tokens} leaves no room for a prompt in {max_length} tokens",
-                where="task.max_new_tokens",
-                fix=f"task.max_new_tokens={max(1, max_length // 2)}, or a larger data.max_length",
+        room = prompts.room(max_length, self.config.max_new_tokens)
+        if self.facts["chat"] or self.facts["chat"] is None and rows.has(CONVERSATION):
+            self._require_template(tokenizer)
+            asked: list[prompts.Question] = (
+                [(question(c), c.get("tools")) for c in conversations(rows)]
+                if rows.has(CONVERSATION)
+                else [([{"role": "user", "content": text}], None) for text in texts(rows, roles.text)]
             )
-        if rows.has(CONVERSATION) and self.facts["chat"] is not False:
-            self._require_template(tokenizer)
-            found = conversations(rows)
-            return prompts.of_chats(rows, [(question(c), c.get("tools")) for c in found], tokenizer, room=room, first_row=first_row)
-        if self.facts["chat"]:
-            self._require_template(tokenizer)
-            asked = [([{"role": "user", "content": text}], None) for text in texts(rows, roles.text)]
             return prompts.of_chats(rows, asked, tokenizer, room=room, first_row=first_row)
         return prompts.of_texts(rows, roles, tokenizer, room=room, first_row=first_row)
 
     def collate(self, columns: Columns, targets: Any, layout: Layout, *, key: int) -> Batch:
-        import numpy as np
-        import torch
+        from finetune_cli.tasks import language_batch
 
-        from finetune_cli.encoded import Ragged
-        from finetune_cli.tasks.generation import pad_left
-
-        ids = columns["input_ids"]
-        assert isinstance(ids, Ragged)
-        if targets is None:
-            numbers = columns["number"]
-            assert isinstance(numbers, np.ndarray)
-            padded, mask = pad_left(ids, self._pad)
-            return Batch({"input_ids": padded}, None, extra={"mask": mask, "number": torch.from_numpy(numbers)})
-        supervised, size = columns["supervised"], columns["bytes"]
-        assert isinstance(supervised, Ragged) and isinstance(size, np.ndarray)
-        inputs = {"input_ids": layout.lay({"input_ids": ids})["input_ids"]}  # what is padded behind it no token sees
-        width = inputs["input_ids"].shape[1]
-        lengths = ids.lengths()
-        example = np.repeat(np.arange(len(lengths)), lengths)
-        place = np.arange(len(ids.values)) - ids.offsets[example]
-        counted = supervised.values.astype(bool)
-        before = (example * width + place - 1)[counted]
-        tokens = torch.from_numpy(ids.values[counted].astype(np.int64))
-        extra = {
-            "before": torch.from_numpy(before),
-            "counts": torch.from_numpy(np.bincount(example[counted], minlength=len(lengths))),
-            "bytes": torch.from_numpy(np.ascontiguousarray(size)),
-        }
-        if "starts" in columns:
-            starts = columns["starts"]
-            assert isinstance(starts, Ragged)
-            begun = np.maximum.accumulate(np.where((starts.values > 0) | (place == 0), np.arange(len(place)), 0))
-            positions = np.zeros((len(lengths), width), np.int64)
-            positions[example, place] = np.arange(len(place)) - begun
-            extra["position_ids"] = torch.from_numpy(positions)
-        return Batch(inputs, tokens, {"loss": float(len(tokens))}, extra)
+        return language_batch.asked(columns, self._pad) if targets is None else language_batch.learnt(columns, layout)
 
     @property
     def _pad(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,11 @@ def hidden_of(model: Any, positions: Tensor, **inputs: Any) -> Hidden:
     return Hidden(states.flatten(0, 1).index_select(0, positions), head(model), chunk)
 
 
+def _chunks(hidden: Hidden, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(targets), hidden.chunk):
+        yield hidden.states[start : start + hidden.chunk], targets[start : start + hidden.chunk]
+
+
 def total(hidden: Hidden, targets: Tensor) -> Tensor:
     """Sum of the cross-entropy over ``targets`` [S]. Logits of a chunk are made again for the backward pass instead of being kept."""
     import torch
@@ -68,7 +73,7 @@ def total(hidden: Hidden, targets: Tensor) -> Tensor:
         return F.cross_entropy(hidden.head(states), wanted, reduction="sum")
 
     found = hidden.states.new_zeros((), dtype=torch.float32)
-    for states, wanted in zip(hidden.states.split(hidden.chunk), targets.split(hidden.chunk), strict=True):
+    for states, wanted in _chunks(hidden, targets):
         if torch.is_grad_enabled():
             found = found + checkpoint(some, states, wanted, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -81,8 +86,8 @@ def each(hidden: Hidden, targets: Tensor) -> tuple[Tensor, Tensor]:
     import torch
     from torch.nn import functional as F
 
-    losses, hits = [], []
-    for states, wanted in zip(hidden.states.split(hidden.chunk), targets.split(hidden.chunk), strict=True):
+    losses, hits = [targets.new_zeros(0, dtype=torch.float32)], [targets.new_zeros(0, dtype=torch.bool)]
+    for states, wanted in _chunks(hidden, targets):
         logits = hidden.head(states)
         losses.append(F.cross_entropy(logits, wanted, reduction="none"))
         hits.append(logits.argmax(-1) == wanted)
