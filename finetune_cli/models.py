@@ -435,7 +435,10 @@ def checkpoint_gradients(model: Any) -> None:
             where="model.gradient_checkpointing",
             fix="model.gradient_checkpointing=false",
         )
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if hasattr(model, "activation_checkpointing_enable"):  # the name since transformers 5.24
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def activation_bytes(model_config: Any, *, kept: bool = True) -> float:

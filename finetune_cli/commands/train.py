@@ -188,7 +188,7 @@ def _say_supervision(task: Task[Any], examples: dict[str, Examples], splits: Spl
     ledger = task.ledger(examples, splits.rows)
     if ledger is not None:
         console.table(ledger.title.lower(), ledger.columns, ledger.rows)
-    for shown in task.shown(examples["train"]):
+    for shown in task.shown(examples["train"], splits.rows["train"]):
         console.marked(shown.title, shown.pieces)
     return ledger
 

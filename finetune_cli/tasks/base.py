@@ -240,8 +240,8 @@ class Task(ABC, Generic[C]):
         """What of each split is learnt from, for the screen and the report. Raises UserError where nothing is."""
         return None
 
-    def shown(self, examples: Examples) -> list[Shown]:
-        """A few training examples as the model gets them."""
+    def shown(self, examples: Examples, rows: Rows) -> list[Shown]:
+        """A few training examples as the model gets them, with where their rows stand."""
         return []
 
     # -- results -------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def ledger(examples: Mapping[str, Examples], rows: Mapping[str, Rows], *, chat: 
     return Table("Supervision", headers, cells, note=note)
 
 
-def shown(examples: Examples, tokenizer: Any) -> list[Shown]:
+def shown(examples: Examples, rows: Rows, tokenizer: Any) -> list[Shown]:
     """The first examples, their tokens put together to stretches that are supervised or not."""
     from finetune_cli.encoded import Ragged
 
@@ -78,7 +78,7 @@ def shown(examples: Examples, tokenizer: Any) -> list[Shown]:
                 upto = next((t for t in range(at, stop) if marks[t] != marks[at]), stop)
                 pieces.append((str(tokenizer.decode(tokens[at:upto], clean_up_tokenization_spaces=False)), bool(marks[at])))
                 at = upto
-        views.append(Shown(f"row {int(examples.row[i]) + 1}: {len(tokens)} tokens, {sum(marks)} supervised", tuple(pieces)))
+        views.append(Shown(f"{rows.where(int(examples.row[i]))}: {len(tokens)} tokens, {sum(marks)} supervised", tuple(pieces)))
     return views
 
 

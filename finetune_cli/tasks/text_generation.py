@@ -379,10 +379,10 @@ class TextGeneration(Task[TextGenerationConfig]):
 
         return ledger(examples, rows, chat=bool(self.facts["chat"]))
 
-    def shown(self, examples: Examples) -> list[Shown]:
+    def shown(self, examples: Examples, rows: Rows) -> list[Shown]:
         from finetune_cli.tasks.language_report import shown
 
-        return shown(examples, self.tokenizer)
+        return shown(examples, rows, self.tokenizer)
 
     def sections(self, evaluation: Evaluation, rows: Rows, roles: Roles, *, lengths: np.ndarray) -> list[Section]:
         from finetune_cli.tasks.language_report import sections
