@@ -183,7 +183,8 @@ def test_logits_of_a_whole_row_are_never_held() -> None:
     chunks, chunked_loss = peak("chunks")
     whole, loss = peak("whole")
     assert chunked_loss == pytest.approx(loss, rel=1e-5)
-    assert chunks < 250 < 780 < whole, (chunks, whole)
+    assert chunks < 250, chunks
+    assert whole > 780, whole
 
 
 @pytest.mark.parametrize("apart", [True, False])
@@ -194,8 +195,8 @@ def test_documents_run_as_if_each_was_alone(tokenizer: Any, model: Any, apart: b
     assert len(examples) == 1
     batch = batch_of(task, examples)
     alone = [encoded(task, [text], max_length=200) for text in documents]
-    losses = [float(task.loss(task.forward(model, b), b)["loss"]) for b in (batch_of(task, e) for e in alone)]
-    together = float(task.loss(task.forward(model, batch), batch)["loss"])
+    losses = [task.loss(task.forward(model, b), b)["loss"].item() for b in (batch_of(task, e) for e in alone)]
+    together = task.loss(task.forward(model, batch), batch)["loss"].item()
     if apart:
         task.prepare(model)
         assert batch.weights["loss"] == sum(len(e.columns["input_ids"].values) - 1 for e in alone)
@@ -248,7 +249,7 @@ def test_lines_of_a_text_file_are_running_text(tokenizer: Any) -> None:
     rows = of_table(pa.table({"text": lines}), "play.txt", np.arange(1, 2001))
     task = task_of(tokenizer)
     made, roles, notes = task.arrange_split(task.config, rows, DataConfig(), labelled=False)
-    assert 5 < len(made) < 20 and "2,000 lines" in notes[0] and made.line_of[0] == 1
+    assert 5 < len(made) < 20 and "2,000 lines" in notes[-1] and made.line_of[0] == 1
     whole = task.encode(made, roles, tokenizer, max_length=64, first_row=0).columns["input_ids"].values
     assert tokenizer.decode(whole.tolist()) == "\n".join(lines) + "\n<|endoftext|>"
     gap = task.encode(made.take([0, 2]), roles, tokenizer, max_length=64, first_row=0).columns["input_ids"].values

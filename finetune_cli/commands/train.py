@@ -188,6 +188,8 @@ def _say_supervision(task: Task[Any], examples: dict[str, Examples], splits: Spl
     ledger = task.ledger(examples, splits.rows)
     if ledger is not None:
         console.table(ledger.title.lower(), ledger.columns, ledger.rows)
+        if ledger.note:
+            console.say(ledger.note)
     for shown in task.shown(examples["train"], splits.rows["train"]):
         console.marked(shown.title, shown.pieces)
     return ledger

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from finetune_cli.tasks.generation_options import TextGenerationConfig
+
 TOKENS = 16_384
 """Tokens of prompts and continuations, over all beams and sequences, that are worked on at once."""
 
@@ -33,6 +35,23 @@ class Wish:
     ends: frozenset[int]
     """Tokens that end a continuation."""
     pad: int
+
+    @classmethod
+    def of(cls, config: TextGenerationConfig, *, ends: frozenset[int], pad: int) -> Wish:
+        """As the options say."""
+        return cls(
+            max_new_tokens=config.max_new_tokens,
+            sample=config.do_sample,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            beams=config.num_beams,
+            sequences=config.num_return_sequences,
+            stops=config.stop_strings,
+            seed=config.seed,
+            ends=ends,
+            pad=pad,
+        )
 
 
 def pad_left(prompts: Any, pad: int) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ VIEWED = 3
 LONGEST_VIEW = 160
 """Tokens of an example that are shown: its beginning and its end."""
 WORST = 20
+FIRST_TOKENS = "a block's first token is predicted from nothing and so not supervised; a block also ends with every 8,192 rows"
 BINS = 32
 """Points of the curve of loss by position."""
 
@@ -32,6 +33,7 @@ def ledger(examples: Mapping[str, Examples], rows: Mapping[str, Rows], *, chat: 
     from finetune_cli.encoded import Ragged
 
     cells: list[list[Cell]] = []
+    ends = 0
     for name, found in examples.items():
         supervised, turns, ended = found.columns["supervised"], found.columns["turns"], found.columns["ended"]
         assert isinstance(supervised, Ragged) and isinstance(turns, np.ndarray) and isinstance(ended, np.ndarray)
@@ -44,6 +46,7 @@ def ledger(examples: Mapping[str, Examples], rows: Mapping[str, Rows], *, chat: 
         tokens, learnt = len(supervised.values), int(np.sum(supervised.values, dtype=np.int64))
         sums = np.add.reduceat(supervised.values.astype(np.int64), supervised.offsets[:-1])
         dropped = len(rows[name]) - len(np.unique(found.row)) if chat else 0
+        ends += int(ended.sum())
         closed = f"{int(ended.sum()):,} of {int(turns.sum()):,}"
         cells.append(
             [
@@ -53,7 +56,9 @@ def ledger(examples: Mapping[str, Examples], rows: Mapping[str, Rows], *, chat: 
         )
     unit, end = ("conversations", "end of turn supervised") if chat else ("blocks", "end of text supervised")
     headers = ["split", "rows", unit, "tokens", "supervised", "share", "cut", "tokens lost", "dropped", "none supervised", end]
-    note = "" if chat else "a block's first token is predicted from nothing and so not supervised; a block ends with every 8,192 rows"
+    note = FIRST_TOKENS
+    if chat:
+        note = "" if ends else "no end of a turn is supervised: only task.stop_strings and task.max_new_tokens end what is generated"
     return Table("Supervision", headers, cells, note=note)
 
 
