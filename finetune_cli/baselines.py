@@ -7,6 +7,7 @@ characters instead of words.
 
 from __future__ import annotations
 
+import lzma
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ _FEATURES = 100_000
 _LONGEST = 4_000
 """Characters of a text that are read."""
 _SMOOTHING = 1.0
+_COMPRESSED = 4 << 20
+"""Bytes of training text that the compressor reads: half of what it remembers."""
 _SPACELESS = (
     ("\u0e00", "\u0eff"),  # Thai, Lao
     ("\u1000", "\u109f"),  # Burmese
@@ -59,6 +62,20 @@ def classification(
     probabilities = np.zeros((len(test_labels), len(names)))
     probabilities[:, model.classes_] = model.predict_proba(features[1])
     return found | {name: metrics.classification(probabilities, test_labels, names)}
+
+
+def language(train_texts: Sequence[str], test_texts: Sequence[str]) -> Baselines:
+    """``byte frequencies`` of the training texts, and what ``xz`` makes of the test texts when it has just read the training texts."""
+    train, test = ("\n".join(texts).encode("utf-8", "surrogatepass") for texts in (train_texts, test_texts))
+    train = train[-_COMPRESSED:]
+    counts = np.bincount(np.frombuffer(train, np.uint8), minlength=256) + _SMOOTHING
+    seen = np.bincount(np.frombuffer(test, np.uint8), minlength=256)
+    size = max(len(test), 1)
+    both, alone = (len(lzma.compress(text, preset=6)) for text in (train + test, train))
+    return {
+        "byte frequencies": {"bits_per_byte": float(-(seen * np.log2(counts / counts.sum())).sum() / size)},
+        "xz": {"bits_per_byte": 8 * (both - alone) / size},
+    }
 
 
 def multilabel(

@@ -52,6 +52,11 @@ def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) 
     _screen.show_table(plain(title), [cell(h) for h in headers], [[cell(value) for value in row] for row in rows])
 
 
+def marked(title: str, pieces: Sequence[tuple[str, bool]]) -> None:
+    """A text whose marked stretches stand out: in colour on a terminal, in brackets elsewhere."""
+    _screen.show_marked(plain(title), [(plain(text), mark) for text, mark in pieces])
+
+
 def layout(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """The plain form of a table, for a log or for stdout."""
     lines = [[cell(h) for h in headers], *([cell(value) for value in row] for row in rows)]
@@ -294,6 +299,18 @@ class _Screen:
             for row in rows:
                 drawn.add_row(*map(Text, row))
             (self.live or _rich_console()).print(drawn)
+
+    def show_marked(self, title: str, pieces: list[tuple[str, bool]]) -> None:
+        told = title + "\n" + "".join(f"⟦{text}⟧" if mark else text for text, mark in pieces)
+        if self.live is None and not _is_terminal():
+            self.show(told)
+            return
+        from rich.text import Text
+
+        with self.lock:
+            self._write_log(told)
+            drawn = Text.assemble((title + "\n", "bold"), *((text, "green" if mark else "dim") for text, mark in pieces))
+            (self.live or _rich_console()).print(drawn, soft_wrap=True)
 
     @contextmanager
     def busy(self, text: str) -> Iterator[None]:

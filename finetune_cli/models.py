@@ -22,6 +22,7 @@ from torch import nn
 
 from finetune_cli import randomness
 from finetune_cli.config.schema import ModelConfig
+from finetune_cli.data.chat_templates import CHATML
 from finetune_cli.errors import Diverged, MachineError, UserError
 from finetune_cli.tasks.base import Task
 
@@ -34,11 +35,6 @@ UNLIMITED = 1_000_000
 OWN_ATTENTION = "ftune_sdpa"
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WRITING_TOKENS = ("<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""The chat template of a model from scratch."""
 SHAPE = {"layers": 2, "hidden": 128, "heads": 4, "intermediate": 512, "vocabulary": 8000, "positions": 512}
 """What ``model.shape`` leaves open."""
 
@@ -403,7 +399,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
         backend.no_truncation()
         backend.no_padding()
         content = backend.to_str()
-    return hashlib.sha256(content.encode()).hexdigest()
+    return hashlib.sha256((content + str(getattr(tokenizer, "chat_template", None) or "")).encode()).hexdigest()
 
 
 def quiet() -> None:
@@ -458,11 +454,25 @@ def parameters(model: nn.Module) -> tuple[int, int]:
     return sum(n for n, trainable in counts if trainable), sum(n for n, _ in counts)
 
 
-def activation_bytes(model_config: Any) -> float:
-    """Rough bytes that one token of training holds in activations, to choose a micro-batch."""
+def checkpoint_gradients(model: Any) -> None:
+    """Let every layer compute its activations again in the backward pass instead of keeping them."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise UserError(
+            f"{type(model).__name__} knows no gradient checkpointing",
+            where="model.gradient_checkpointing",
+            fix="model.gradient_checkpointing=false",
+        )
+    if hasattr(model, "activation_checkpointing_enable"):  # the name since transformers 5.24
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def activation_bytes(model_config: Any, *, kept: bool = True) -> float:
+    """Rough bytes that one token of training holds in activations, to choose a micro-batch; ``kept``: no gradient checkpointing."""
     layers = getattr(model_config, "num_hidden_layers", None) or 12
     hidden = getattr(model_config, "hidden_size", None) or 768
-    return float(layers * hidden * 80)
+    return float(layers * hidden * 80) if kept else float(layers * hidden * 4 + hidden * 80)
 
 
 def _configure(model_config: Any, config: ModelConfig, task: Task[Any]) -> None:

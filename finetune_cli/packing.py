@@ -334,6 +334,8 @@ def layout(model: nn.Module, *, pad_id: int, limit: int, device: DevicePlan, sav
 def install(model: Any) -> str | None:
     """Let the model's encoder take packed rows beside padded ones; why it cannot, where it cannot."""
     config = model.config
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        return "gradient checkpointing goes by the model's own layers"
     family = FAMILIES.get(getattr(config, "model_type", ""))
     if family is None:
         return f"no packed form is known for {getattr(config, 'model_type', 'this model')}"

@@ -202,8 +202,13 @@ def _opened(run: Path) -> tuple[Any, Any, Any, Any]:
 
     config = saved.load(run / "config.yaml", tasks=task_configs())
     opened = open_model(str(run), root="runs", task=config.task, data=config.data, where=config.device, offline=True)
-    arrange = partial(opened.task.arrange, opened.task.config)
-    splits = load_splits(opened.data, seed=opened.seed, only=("test",), labelled=opened.task.labelled, arrange=arrange)
+    splits = load_splits(
+        opened.data,
+        seed=opened.seed,
+        only=("test",),
+        labelled=opened.task.labelled,
+        arrange=partial(opened.task.arrange_split, opened.task.config),
+    )
     examples = opened.encoder.split(splits.rows["test"], splits.roles, splits.sources["test"])
     targets = opened.task.read_targets(opened.data, splits.rows["test"], splits.roles)
     return opened.task, opened.model.eval(), Labelled(examples, targets), opened.layout

@@ -87,7 +87,7 @@ def _read(config: EvalConfig, opened: Opened, user_set: Collection[str]) -> tupl
                 only=(name,),
                 labelled=opened.task.labelled,
                 stratify=opened.task.stratified,
-                arrange=partial(opened.task.arrange, opened.task.config),
+                arrange=partial(opened.task.arrange_split, opened.task.config),
                 say=console.say,
             )
         for note in splits.notes:

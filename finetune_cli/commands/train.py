@@ -19,6 +19,7 @@ from finetune_cli.checkpoint import Knowledge, Saver
 from finetune_cli.config import Invocation, TrainConfig, saved
 from finetune_cli.data import Splits, audit, load_splits
 from finetune_cli.device import DevicePlan
+from finetune_cli.encoded import Examples
 from finetune_cli.engine import environment, expectations, resume
 from finetune_cli.engine.expectations import Expectation
 from finetune_cli.engine.finish import finish
@@ -32,6 +33,7 @@ from finetune_cli.errors import Diverged, Exit, FtuneError, Interrupted, Stopped
 from finetune_cli.packing import Packed
 from finetune_cli.run import Run, State
 from finetune_cli.tasks.base import Task
+from finetune_cli.tasks.sections import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,7 @@ class Prepared:
     table: Any
     device: DevicePlan
     expectations: list[Expectation]
+    ledger: Table | None
 
 
 def run(config: TrainConfig, invocation: Invocation) -> float | None:
@@ -78,7 +81,7 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         trainer = _trainer(config, invocation, prepared, directory, resumed, stop)
         began = True
         fit(trainer)
-        value = finish(trainer, config, prepared.splits, prepared.table, prepared.data, prepared.expectations)
+        value = finish(trainer, config, prepared.splits, prepared.table, prepared.data, prepared.expectations, prepared.ledger)
         _close(directory, "done", trainer.state.step, Exit.DONE)
         directory.link_latest()
         return value
@@ -136,7 +139,7 @@ def _prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | N
             labelled=kind.labelled,
             offline=config.offline,
             stratify=kind.stratified,
-            arrange=partial(kind.arrange, config.task),
+            arrange=partial(kind.arrange_split, config.task),
             say=console.say,
         )
     for note in splits.notes:
@@ -170,6 +173,7 @@ def _prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | N
     console.table("data", table.headers, table.cells)
     for warning in table.warnings:
         console.warn(warning)
+    ledger = _say_supervision(task, examples, splits)
     return Prepared(
         splits=splits,
         task=task,
@@ -181,7 +185,20 @@ def _prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | N
         table=table,
         device=plan,
         expectations=expected,
+        ledger=ledger,
     )
+
+
+def _say_supervision(task: Task[Any], examples: dict[str, Examples], splits: Splits) -> Table | None:
+    """What is learnt from, in numbers and in a few examples, where that is more than a label a row."""
+    ledger = task.ledger(examples, splits.rows)
+    if ledger is not None:
+        console.table(ledger.title.lower(), ledger.columns, ledger.rows)
+        if ledger.note:
+            console.say(ledger.note)
+    for shown in task.shown(examples["train"], splits.rows["train"]):
+        console.marked(shown.title, shown.pieces)
+    return ledger
 
 
 def _check_options(config: TrainConfig, task: Task[Any], splits: Splits) -> list[Expectation]:
@@ -220,17 +237,21 @@ def _model(config: TrainConfig, p: Prepared, resumed: Resumed | None, directory:
     """The model with this run's head, and its adapter if any: from the checkpoint, from pretrained weights, or from scratch."""
     where, new = p.device.device.type, list[str]()
     if resumed and resumed.checkpoint:
-        return checkpoint.load_model(resumed.checkpoint, p.task, offline=config.offline, device=where)
-    if p.source is None:
-        model = models.build(config.model, p.task, p.tokenizer, seed=config.train.seed)
+        model, adapter = checkpoint.load_model(resumed.checkpoint, p.task, offline=config.offline, device=where)
     else:
-        held = adapters.loading(config.model, where)
-        with console.working("loading the model"):
-            model, new = models.load(
-                p.source, config.model, p.task, p.model_config, seed=config.train.seed, offline=config.offline, held=held
-            )
-        console.say(f"new in the model, drawn from the seed: {', '.join(new) or 'nothing'}")
-    return model, adapters.attach(model, config.model, source=p.source, new=new, kept=directory.base_dir, seed=config.train.seed)
+        if p.source is None:
+            model = models.build(config.model, p.task, p.tokenizer, seed=config.train.seed)
+        else:
+            held = adapters.loading(config.model, where)
+            with console.working("loading the model"):
+                model, new = models.load(
+                    p.source, config.model, p.task, p.model_config, seed=config.train.seed, offline=config.offline, held=held
+                )
+            console.say(f"new in the model, drawn from the seed: {', '.join(new) or 'nothing'}")
+        adapter = adapters.attach(model, config.model, source=p.source, new=new, kept=directory.base_dir, seed=config.train.seed)
+    if config.model.gradient_checkpointing:
+        models.checkpoint_gradients(model)
+    return model, adapter
 
 
 def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory: Run, resumed: Resumed | None, stop: StopFlag) -> Trainer:
@@ -249,6 +270,7 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
         device=p.device,
         saved=saved_plan["packed"] if saved_plan else None,
     )
+    p.task.prepare(model)
     packed = isinstance(layout, Packed)
     if saved_plan and saved_plan["packed"] != packed:
         console.warn(f"the run was packed and goes on {layout_told}: the same to rounding, not to the bit")
@@ -257,7 +279,7 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
         config.train.order,
         train.examples.lengths(),
         memory_bytes=environment.free_memory(p.device.device),
-        bytes_per_token=models.activation_bytes(model.config),
+        bytes_per_token=models.activation_bytes(model.config, kept=not config.model.gradient_checkpointing),
         whole=p.task.rows_interact,
         packed=packed,
         layout=layout_told,

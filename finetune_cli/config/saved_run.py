@@ -118,6 +118,8 @@ def task_of(model: Path) -> str:
     except (OSError, ValueError):
         return "text-classification"
     names = config.get("architectures") or [""] if isinstance(config, dict) else [""]
+    if str(names[0]).endswith(("ForCausalLM", "LMHeadModel")):
+        return "text-generation"
     if not str(names[0]).endswith("ForSequenceClassification"):
         return "text-classification"
     single = len(config.get("id2label") or range(int(config.get("num_labels") or 2))) == 1

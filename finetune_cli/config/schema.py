@@ -145,6 +145,8 @@ class ModelConfig:
     """Accept pickled weights (``pytorch_model.bin``, loaded with weights_only) where a model has no safetensors."""
     dropout: float | None = option(None, least=0, below=1)
     """Dropout of embeddings, hidden layers, attention and head; null keeps the model's own."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
     shape: dict[str, int] = option({}, form="shape", applies="model.path=null")
     """For a model built from scratch: layers, hidden, heads, intermediate, vocabulary (largest size), positions."""
     adapter: AdapterName = AdapterName.none

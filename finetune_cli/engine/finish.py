@@ -25,7 +25,13 @@ BASELINE_ROWS = 20_000
 
 
 def finish(
-    trainer: Trainer, config: TrainConfig, splits: Splits, table: Any, data: dict[str, Labelled], expected: list[Expectation]
+    trainer: Trainer,
+    config: TrainConfig,
+    splits: Splits,
+    table: Any,
+    data: dict[str, Labelled],
+    expected: list[Expectation],
+    ledger: Table | None,
 ) -> float | None:
     """Everything after the last step; returns the monitored score of the best checkpoint on validation."""
     run = trainer.run
@@ -57,7 +63,7 @@ def finish(
     )
     try:
         free = _baselines(trainer, splits, data, judged) if judged else {}
-        _report(trainer, config, splits, table, scored, {judged: free} if judged else {})
+        _report(trainer, config, splits, table, scored, {judged: free} if judged else {}, [ledger] if ledger is not None else [])
         console.say(check.finish())
     except BaseException:
         check.abort()
@@ -150,6 +156,7 @@ def _report(
     table: Any,
     scored: dict[str, Scored],
     baselines: dict[str, dict[str, dict[str, float]]],
+    ledgers: list[Table],
 ) -> None:
     run = trainer.run
     manifest = run.manifest()
@@ -178,7 +185,7 @@ def _report(
                 baselines=baselines,
                 history=run.history(),
                 timing=run.timing(),
-                sections=shown.sections if shown else [],
+                sections=[*ledgers, *(shown.sections if shown else [])],
                 data_table=Table("Data", table.headers, table.cells),
                 monitor=monitor,
                 notes=table.warnings,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from finetune_cli.metrics.bootstrap import RESAMPLES, Entry, Measures, entry, score, values
 from finetune_cli.metrics.classification import classification, classification_measures, multilabel, multilabel_measures
 from finetune_cli.metrics.details import Calibration, ClassRow, best_thresholds, by_length, calibration, confusion, per_class, per_label
+from finetune_cli.metrics.language import language, language_measures
 from finetune_cli.metrics.masked import by_row, masked, masked_measures
 from finetune_cli.metrics.names import DIRECTIONS, Direction, better, title
 from finetune_cli.metrics.regression import regression, regression_measures
@@ -32,6 +33,8 @@ __all__ = [
     "classification_measures",
     "confusion",
     "entry",
+    "language",
+    "language_measures",
     "masked",
     "masked_measures",
     "multilabel",

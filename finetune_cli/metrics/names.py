@@ -17,6 +17,7 @@ ORDER = (
     *("loss", "entity_f1", "entity_precision", "entity_recall", "entity_f1_macro", "entity_partial_f1"),
     *("accuracy", "f1", "precision", "recall", "f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro"),
     *("mcc", "roc_auc", "pr_auc", "log_loss", "ece", "brier", "mae", "rmse", "r2", "pearson", "spearman"),
+    *("perplexity", "bits_per_byte"),
 )
 """The order in which scores are told."""
 DIRECTIONS: dict[str, Direction] = {**dict.fromkeys(_LOWER, "min"), **dict.fromkeys(_HIGHER, "max")}
@@ -42,6 +43,7 @@ _TITLES = {
     "entity_f1": "Entity F1",
     "entity_f1_macro": "Entity F1, macro",
     "entity_partial_f1": "Entity F1, half for overlaps",
+    "bits_per_byte": "Bits per byte",
 }
 
 

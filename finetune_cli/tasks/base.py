@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from finetune_cli.data import Roles, Rows
     from finetune_cli.encoded import Columns, Examples, Ragged, Targets
-    from finetune_cli.tasks.sections import Section
+    from finetune_cli.tasks.sections import Section, Table
 
 C = TypeVar("C", bound=TaskConfig)
 
@@ -76,6 +76,14 @@ class Layout(Protocol):
     def lay(self, columns: Mapping[str, Ragged]) -> dict[str, Any]:
         """``input_ids`` and its companions: each [B, T] with a mask where sequences were padded, or [1, N] with where the samples lie."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An example as the model gets it: stretches of text, and whether each is learnt from."""
+
+    title: str
+    pieces: tuple[tuple[str, bool], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +153,11 @@ class Task(ABC, Generic[C]):
         return rows, *find_roles(rows, data, labelled=labelled, pairs=cls.pairs)
 
     @classmethod
+    def arrange_split(cls, config: C, rows: Rows, data: DataConfig, *, labelled: bool) -> tuple[Rows, Roles, list[str]]:
+        """``arrange`` for the rows of a split, where a task may join several to one; rows to be answered stay what they are."""
+        return cls.arrange(config, rows, data, labelled=labelled)
+
+    @classmethod
     @abstractmethod
     def learn(cls, config: C, data: DataConfig, rows: Rows, roles: Roles) -> Facts:
         """What must be known of the training rows. Raises UserError for rows that cannot be learnt from."""
@@ -186,6 +199,9 @@ class Task(ABC, Generic[C]):
     def head(self) -> dict[str, Any]:
         """Config values that the model needs for this task, such as ``num_labels``."""
 
+    def prepare(self, model: nn.Module) -> None:  # most tasks have nothing to set
+        """Settings of the model that go with the task and are exported with it. Raises UserError for one that cannot do what is asked."""
+
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """The one forward pass of train, eval and predict."""
         return model(**batch.inputs)
@@ -224,6 +240,15 @@ class Task(ABC, Generic[C]):
     def reproducible(self, model: nn.Module, batch: Batch) -> np.ndarray:
         """Logits of one example, of any shape, that plain transformers must reproduce from the exported model and the same inputs."""
         return self.answers({"logits": self.forward(model, batch).logits.float().cpu().numpy()})
+
+    # -- before the first step -----------------------------------------------------------------
+    def ledger(self, examples: Mapping[str, Examples], rows: Mapping[str, Rows]) -> Table | None:
+        """What of each split is learnt from, for the screen and the report. Raises UserError where nothing is."""
+        return None
+
+    def shown(self, examples: Examples, rows: Rows) -> list[Shown]:
+        """A few training examples as the model gets them, with where their rows stand."""
+        return []
 
     # -- results -------------------------------------------------------------------------------
     @property
