@@ -205,8 +205,8 @@ def _reader(config: TrainConfig, resumed: Resumed | None, source: models.Source 
         models.check_vocabulary(tokenizer, model_config, source.name)
         return tokenizer, model_config, models.length_limit(model_config, tokenizer)
     with console.working("learning a vocabulary from the training texts"):
-        architecture = tasks.get(config.task.name).architecture
-        tokenizer = models.train_tokenizer(training_texts(splits.rows["train"], splits.roles), config.model, architecture)
+        kind = tasks.get(config.task.name)
+        tokenizer = models.train_tokenizer(training_texts(kind, splits.rows["train"], splits.roles), config.model, kind.architecture)
     return tokenizer, None, int(tokenizer.model_max_length)
 
 
@@ -228,6 +228,7 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
     timetable = Timetable.of(config.train, len(train.examples))
     warmup = warmup_steps(config.optimizer, timetable.total)
     model = _model(config, p, resumed).to(p.device.device)
+    p.task.adjust(model)
     state = checkpoint.load_state(resumed.checkpoint) if resumed and resumed.checkpoint else None
     saved_plan = state["plan"] if state else None
     layout, layout_told = packing.layout(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from finetune_cli.metrics.bootstrap import RESAMPLES, Entry, Measures, entry, score, values
 from finetune_cli.metrics.classification import classification, classification_measures, multilabel, multilabel_measures
 from finetune_cli.metrics.details import Calibration, ClassRow, best_thresholds, by_length, calibration, confusion, per_class, per_label
+from finetune_cli.metrics.generation import TextTable, generation, generation_measures, per_text, require_generation, signatures
 from finetune_cli.metrics.names import DIRECTIONS, Direction, better, title
 from finetune_cli.metrics.regression import regression, regression_measures
 
@@ -22,6 +23,7 @@ __all__ = [
     "Direction",
     "Entry",
     "Measures",
+    "TextTable",
     "best_thresholds",
     "better",
     "by_length",
@@ -30,13 +32,18 @@ __all__ = [
     "classification_measures",
     "confusion",
     "entry",
+    "generation",
+    "generation_measures",
     "multilabel",
     "multilabel_measures",
     "per_class",
     "per_label",
+    "per_text",
     "regression",
     "regression_measures",
+    "require_generation",
     "score",
+    "signatures",
     "title",
     "values",
 ]
