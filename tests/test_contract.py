@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,8 @@ def _opened(run: Path) -> tuple[Any, Any, Any, Any]:
 
     config = saved.load(run / "config.yaml", tasks=task_configs())
     opened = open_model(str(run), root="runs", task=config.task, data=config.data, where=config.device, offline=True)
-    splits = load_splits(opened.data, seed=opened.seed, only=("test",))
+    task = opened.task
+    splits = load_splits(opened.data, seed=opened.seed, labelled=task.labelled, only=("test",), arrange=partial(task.arrange, task.config))
     examples = opened.encoder.split(splits.rows["test"], splits.roles, splits.sources["test"])
     targets = opened.task.read_targets(opened.data, splits.rows["test"], splits.roles)
     return opened.task, opened.model.eval(), Labelled(examples, targets), opened.layout

@@ -1,4 +1,4 @@
-"""text2text-generation: the loss of the model's own code, texts that depend on their row alone, metrics of the libraries, columns and files."""
+"""text2text-generation: the model's own loss, texts that depend on their row alone, the libraries' metrics, columns and files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ran import Ran
 from finetune_cli import metrics
 from finetune_cli.batching import Padded
 from finetune_cli.config.schema import DataConfig
-from finetune_cli.data import NoColumn, References, gather_references
+from finetune_cli.data import NoColumn, References, gather_references, load_splits
 from finetune_cli.data.rows import of_table
 from finetune_cli.encoded import Ragged
 from finetune_cli.errors import UserError
@@ -304,3 +304,207 @@ def test_missing_libraries_are_told_with_the_way_to_get_them(monkeypatch: pytest
     with pytest.raises(UserError) as told:
         metrics.require_generation()
     assert "sacrebleu and rouge-score" in told.value.what and 'pip install "ftune[generation]"' in told.value.fix
+
+
+# columns and files ------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(**cells: list[Any]) -> Any:
+    import pyarrow as pa
+
+    return of_table(pa.table(cells), "rows.jsonl", np.arange(1, 1 + len(next(iter(cells.values())))))
+
+
+def arranged(rows: Any, *, references: Any = None, labelled: bool = True, **data: Any) -> tuple[Any, Any, list[str]]:
+    return Text2TextGeneration.arrange(Text2TextGenerationConfig(references=references), rows, DataConfig(**data), labelled=labelled)
+
+
+def test_references_are_texts_lists_and_columns() -> None:
+    rows = rows_of(a=["one", " ", None], b=[["two", "three"], [], ["four"]])
+    found = References(gather_references(rows, ["a", "b"]))
+    assert list(found) == [["one", "two", "three"], [], ["four"]]
+    assert list(found[np.array([2, 0])][np.array([1])]) == [["one", "two", "three"]]
+    assert found.cells[1].as_py() is None, "a row without any has no label"
+
+
+def test_columns_are_known_by_name() -> None:
+    rows, roles, notes = arranged(rows_of(id=["1"], dialogue=["hello"], summary=["hi"]))
+    assert (roles.text, roles.labels) == ("dialogue", ("summary",))
+    assert roles.options == {"text": "dialogue", "text_pair": None, "label": "summary"} and len(notes) == 2
+    assert rows.column("summary").to_pylist() == [["hi"]]
+    asked, roles, _ = arranged(rows_of(dialogue=["hello"]), labelled=False)
+    assert roles.text == "dialogue" and roles.labels == () and asked.columns == ["dialogue"]
+    _, roles, _ = arranged(rows_of(english=["a"], german=["b"]), label="german")
+    assert roles.text == "english", "the only one left"
+
+
+def test_a_split_with_several_references_is_scored_against_them_all() -> None:
+    """Learnt from ``summary``; where the three columns are there, they are the references, under the column that training named."""
+    three = ["s1", "s2", "s3"]
+    test = rows_of(dialogue=["x", "y"], s1=["a", "b"], s2=["c", "d"], s3=["e", None])
+    rows, roles, _ = arranged(test, references=three, text="dialogue", label="summary")
+    assert roles.labels == ("summary",) and rows.column("summary").to_pylist() == [["a", "c", "e"], ["b", "d"]]
+    rows, roles, _ = arranged(rows_of(dialogue=["x"], summary=["a"]), references=three, text="dialogue", label="summary")
+    assert rows.column("summary").to_pylist() == [["a"]], "the other splits have data.label alone"
+    with pytest.raises(NoColumn):
+        arranged(rows_of(dialogue=["x"], s1=["a"]), references=three, text="dialogue", label="summary")
+    rows, roles, _ = arranged(test, text="dialogue", label=three)
+    assert list(References(rows.column(roles.labels[0]))) == [["a", "c", "e"], ["b", "d"]] and roles.options["label"] == three
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [(["two words", "three more words"], "13a"), (["我喜欢吃苹果", "他也是"], "zh"), (["これはりんごです", "それはなんですか"], "char")],
+)
+def test_words_are_cut_as_the_targets_are_written(targets: list[str], words: str) -> None:
+    rows, roles, _ = arranged(rows_of(source=["a"] * len(targets), target=targets))
+    facts = Text2TextGeneration.learn(Text2TextGenerationConfig(), DataConfig(), rows, roles)
+    assert facts["tokenize"] == words
+    assert Text2TextGeneration(Text2TextGenerationConfig(tokenize=Tokenize.intl), facts).tokenize == "intl"
+
+
+def write_parallel(folder: Path, names: tuple[str, str], count: int, *, shift: int = 0) -> Path:
+    """Easy lines to translate; the last one of each file ends in no line break, and one holds what other readers take for one."""
+    numbers = ["one two", "two three", "three four", "four\u2028five", "five six"]
+    words = ["eins zwei", "zwei drei", "drei vier", "vier\u2028fünf", "fünf sechs"]
+    folder.mkdir(exist_ok=True)
+    for name, lines in zip(names, (numbers, words), strict=True):
+        text = "\n".join(f"{lines[i % 5]} {i + shift}" for i in range(count))
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder / names[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "rule"),
+    [
+        (("train.en", "train.de"), "en:de"),
+        (("src-train.txt", "tgt-train.txt"), "src:tgt"),
+        (("europarl.de-en.en", "europarl.de-en.de"), "en:de"),
+        (("train.source", "train.target"), "source:target"),
+    ],
+)
+def test_parallel_files_match_line_to_line(names: tuple[str, str], rule: str, tmp_path: Path) -> None:
+    file = write_parallel(tmp_path, names, 9)
+    splits = load_splits(DataConfig(train=str(file), validation=None, parallel=rule, label="answer"), seed=1)
+    rows = splits.rows["train"]
+    assert rows.columns == ["text", "answer"] and len(rows) == 9
+    assert rows.column("text")[3].as_py() == "four\u2028five 3" and rows.column("answer")[3].as_py() == "vier\u2028fünf 3"
+    assert [Path(name).name for name in splits.sources["train"]] == list(names), "both are hashed"
+    assert rows.where(8).endswith("9, row 9")
+
+
+# the whole way ----------------------------------------------------------------------------------------------------------------
+
+TINY = ["task=text2text-generation", "model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "model.shape.intermediate=32"]
+TINY += [
+    "data.parallel=en:de",
+    "train.batch_size=8",
+    "train.log_every=1",
+    "train.save_every=2",
+    "train.eval_every=3",
+    "device.precision=fp32",
+]
+TINY += ["device.precision=fp32", "task.max_new_tokens=8", "task.prefix=translate: ", "device.threads=1"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parallel")
+    for name, count, shift in (("train", 40, 0), ("val", 10, 40), ("test", 12, 50)):
+        write_parallel(folder, (f"{name}.en", f"{name}.de"), count, shift=shift)
+    return folder
+
+
+def keys(files: Path) -> list[str]:
+    return [f"data.train={files / 'train.en'}", f"data.validation={files / 'val.en'}", f"data.test={files / 'test.en'}", *TINY]
+
+
+@pytest.fixture
+def run(files: Path, ftune_inside: Ftune, device: str) -> Path:
+    """One small run for all tests of this module."""
+    if not (files / "run").exists():
+        ftune_inside("train", *keys(files), "train.epochs=6", f"device={device}", f"run.dir={files / 'run'}", cwd=files).ok()
+    return files / "run"
+
+
+def test_eval_scores_what_train_scored_and_takes_other_ways_to_generate(run: Path, files: Path, ftune_inside: Ftune) -> None:
+    scored = json.loads((run / "metrics.json").read_text())["test"]
+    assert set(scored) == {"loss", "bleu", "chrf", "rouge1", "rouge2", "rougeL"} and scored["chrf"]["n"] == 12
+    assert ftune_inside("eval", run).ok().json["test"] == scored
+    beams = ftune_inside("eval", run, "task.num_beams=3", "task.length_penalty=0.5").ok().json["test"]
+    assert beams["loss"] == scored["loss"] and beams["chrf"] != scored["chrf"] and scored["chrf"]["value"] > 0
+    alone = ftune_inside("eval", run / "model", f"data.test={files / 'test.en'}", "data.parallel=en:de", "task=text2text-generation").ok()
+    assert alone.json["test"] == scored, "the exported model knows prefix and generation options"
+
+
+def test_the_reported_texts_are_those_that_were_scored(run: Path, files: Path) -> None:
+    lines = [json.loads(line) for line in (run / "eval/test/predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    wanted = (files / "test.de").read_text(encoding="utf-8").split("\n")
+    assert [line["target"] for line in lines] == wanted and [line["row"] for line in lines] == list(range(1, 13))
+    scored = json.loads((run / "metrics.json").read_text())["test"]
+    ours = theirs_of([line["generated"] for line in lines], [[text] for text in wanted])
+    assert {name: scored[name]["value"] for name in ours} == pytest.approx(ours, abs=1e-9)
+    page = (run / "report/report.md").read_text(encoding="utf-8")
+    for title in ("Worst rows", "Score by length", "What was written", "How the metrics were computed", "nrefs:var", "copy the source"):
+        assert title in page, title
+
+
+def test_predict_asks_for_sources_alone_and_keeps_their_order(run: Path, files: Path, ftune_inside: Ftune, tmp_path: Path) -> None:
+    scored = [json.loads(line) for line in (run / "eval/test/predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    source = tmp_path / "alone.txt"
+    source.write_bytes((files / "test.en").read_bytes())
+    found = ftune_inside("predict", run, f"input={source}").ok().lines
+    assert [(line["row"], line["generated"]) for line in found] == [(line["row"], line["generated"]) for line in scored]
+    several = ftune_inside("predict", run, f"input={source}", "task.num_beams=4", "task.num_return_sequences=3").ok().lines
+    assert all(len(line["generated"]) == 3 for line in several)
+    drawn = ["task.do_sample=true", "task.temperature=2"]
+    first, again, other = (
+        [line["generated"] for line in ftune_inside("predict", run, f"input={source}", *drawn, *more).ok().lines]
+        for more in ([], [], ["task.sampling_seed=5"])
+    )
+    assert first == again != other
+    piped = ftune_inside("predict", run, *drawn, stdin=source.read_bytes()).ok().lines
+    assert [line["generated"] for line in piped] == first, "a draw belongs to the row, however the rows arrive"
+
+
+def test_both_files_are_in_the_manifest(run: Path) -> None:
+    files = json.loads((run / "manifest.json").read_text())["files"]
+    assert [sorted(Path(name).name for name in files[split]) for split in ("train", "test")] == [
+        ["train.de", "train.en"],
+        ["test.de", "test.en"],
+    ]
+
+
+def test_a_stopped_run_goes_on_exactly(run: Path, files: Path, ftune_inside: Ftune, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    from finetune_cli.engine.loop import Trainer
+    from finetune_cli.errors import Stopped
+
+    step = Trainer.step
+
+    def stopping(self: Any) -> None:
+        if self.state.step == 7:
+            raise Stopped("stopped here")
+        step(self)
+
+    other = files / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", stopping)
+        assert ftune_inside("train", *keys(files), "train.epochs=6", f"device={device}", f"run.dir={other}").code == 75
+    ftune_inside("train", f"resume={other}").ok()
+    for name in ("metrics.jsonl", "model/model.safetensors", "checkpoints/last/state.safetensors", "eval/test/predictions.jsonl"):
+        assert (other / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def test_dialogsum_is_scored_against_three_references(ftune_inside: Ftune, device: str) -> None:
+    """The real files: learnt from the one summary of dev, scored against the three of test."""
+    import os
+
+    if "FTUNE_DATA" not in os.environ:
+        pytest.skip("FTUNE_DATA names no folder of data sets")
+    folder = Path(os.environ["FTUNE_DATA"]) / "dialogsum"
+    data = [f"data.train={folder / 'dialogsum.dev.jsonl'}", f"data.test={folder / 'dialogsum.test.jsonl'}", "data.text=dialogue"]
+    data += ["data.label=summary", "task.references=[summary1,summary2,summary3]", "data.max_rows=32", "data.max_truncated=1"]
+    small = [key for key in TINY if not key.startswith(("data.parallel", "train."))]
+    ran = ftune_inside("train", *data, *small, "train.steps=1", "data.max_length=64", f"device={device}").ok().run
+    line = json.loads((ran / "eval/test/predictions.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert isinstance(line["target"], list) and len(line["target"]) == 3
