@@ -56,9 +56,19 @@ def foreign() -> Any:
     return model
 
 
+def mt5() -> Any:
+    """Its states are not scaled before the head, although its embeddings are tied as T5's are."""
+    from transformers import MT5Config, MT5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": VOCABULARY}
+    return MT5ForConditionalGeneration(MT5Config(**sizes, decoder_start_token_id=0)).eval()
+
+
 MODELS = {
     "T5, tied": lambda: t5(),
     "T5, untied and gated": lambda: t5(tie_word_embeddings=False, feed_forward_proj="gated-gelu"),
+    "mT5": mt5,
     "BART": bart,
     "another": foreign,
 }
@@ -96,7 +106,9 @@ def _cells(several: list[list[str] | None]) -> Any:
 def test_loss_and_gradients_are_those_of_the_model_itself(how: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In any split of the batch and any number of chunks; the model's own loss is a mean over the target tokens."""
     monkeypatch.setattr(seq2seq, "LOGITS_AT_ONCE", at_once)
-    model, every, task = MODELS[how](), columns(), a_task()
+    model, every, task = MODELS[how](), columns(), a_task(max_new_tokens=9)
+    task.adjust(model)
+    assert getattr(model, seq2seq.HEAD_APART, False) is (how != "another")
     whole = batch_of(task, every, range(7))
     model(**whole.inputs).loss.backward()
     theirs = model(**whole.inputs).loss.item()
@@ -118,11 +130,20 @@ def test_label_smoothing_is_that_of_the_trainer() -> None:
     from transformers.trainer_pt_utils import LabelSmoother
 
     model, task = t5(), a_task(label_smoothing=0.2)
+    task.adjust(model)
     batch = batch_of(task, columns(), range(7))
     with torch.no_grad():
         ours = task.loss(task.forward(model, batch), batch)["loss"] / batch.weights["loss"]
         theirs = LabelSmoother(epsilon=0.2)(model(**batch.inputs), batch.inputs["labels"])
     assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+
+
+def test_a_head_that_does_more_than_we_know_is_left_to_its_model() -> None:
+    model = bart()
+    head = model.lm_head.forward
+    model.lm_head.forward = lambda states: head(states) * torch.rand(1)
+    seq2seq.prove_head(model)
+    assert getattr(model, seq2seq.HEAD_APART) is False
 
 
 # generation -------------------------------------------------------------------------------------------------------------------

@@ -229,6 +229,7 @@ class Text2TextGeneration(Task[Text2TextGenerationConfig]):
 
     def adjust(self, model: nn.Module) -> None:
         seq2seq.settle_generation(model, self.generation)
+        seq2seq.prove_head(model)
 
     def forward(self, model: nn.Module, batch: Batch) -> seq2seq.Decoded:
         return seq2seq.decode_targets(model, batch.inputs)
