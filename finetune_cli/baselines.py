@@ -155,7 +155,7 @@ def _features(train_texts: Sequence[str], test_texts: Sequence[str]) -> tuple[An
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     train, test = ([text[:_LONGEST] for text in texts] for texts in (train_texts, test_texts))
-    how: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)} if _spaceless(train) else {"ngram_range": (1, 2)}
+    how: dict[str, Any] = {"analyzer": "char", "ngram_range": (1, 3)} if spaceless(train) else {"ngram_range": (1, 2)}
     vectorizer = TfidfVectorizer(max_features=_FEATURES, sublinear_tf=True, min_df=1 if len(train) < 5000 else 2, **how)
     try:
         fitted = vectorizer.fit_transform(train)
@@ -164,7 +164,7 @@ def _features(train_texts: Sequence[str], test_texts: Sequence[str]) -> tuple[An
     return fitted, vectorizer.transform(test)
 
 
-def _spaceless(texts: Sequence[str]) -> bool:
+def spaceless(texts: Sequence[str]) -> bool:
     """Whether the words are not set apart by spaces."""
     sample = "".join(texts[:500])[:100_000]
     letters = sum(character.isalpha() for character in sample)

@@ -481,7 +481,9 @@ def _configure(model_config: Any, config: ModelConfig, task: Task[Any]) -> None:
         setattr(model_config, name, value)
     if config.dropout is not None:
         for name in list(model_config.to_dict()):
-            if re.search(r"(dropout|pdrop)(_prob)?$", name) and isinstance(getattr(model_config, name, None), (int, float, type(None))):
+            if re.search(r"(dropout|pdrop)(_prob|_rate)?$", name) and isinstance(
+                getattr(model_config, name, None), (int, float, type(None))
+            ):
                 setattr(model_config, name, config.dropout)
 
 

@@ -20,6 +20,7 @@ from finetune_cli.config.help import meanings, options_table
 from finetune_cli.config.judge import SECRET_KEY, judge, together
 from finetune_cli.config.options import Option, options, options_of, plain
 from finetune_cli.config.paths import absolute
+from finetune_cli.config.schema import condition_parts
 from finetune_cli.errors import UserError
 from finetune_cli.tasks import task_configs
 
@@ -71,7 +72,7 @@ def test_what_options_say_of_themselves_is_known() -> None:
         assert not SECRET_KEY.search(option.key), option.key
         condition = option.metadata.get("applies", "")
         if condition:
-            key, _, values = condition.partition("=")
+            key, _, values = condition_parts(condition)
             other = options_of(verb, TASKS)[key]
             if isinstance(other.kind, type) and issubclass(other.kind, Enum):
                 assert set(values.split("|")) <= {str(member.value) for member in other.kind}, option.key

@@ -34,7 +34,7 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
         started, done, cut = time.perf_counter(), 0, 0
         remarks: Counter[str] = Counter()
         with _sink(config, source) as out:
-            unlabelled = replace(opened.data, pattern=None)
+            unlabelled = replace(opened.data, pattern=None, parallel=None)
             for rows in stream(source, unlabelled, format=config.format, offline=config.offline, say=console.say):
                 stop.check()
                 cut += _window(opened, rows, done, config.keep, out, stop, remarks)

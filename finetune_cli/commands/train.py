@@ -228,8 +228,8 @@ def _reader(config: TrainConfig, resumed: Resumed | None, source: models.Source 
         models.check_vocabulary(tokenizer, model_config, source.name)
         return tokenizer, model_config, models.length_limit(model_config, tokenizer)
     with console.working("learning a vocabulary from the training texts"):
-        architecture = tasks.get(config.task.name).architecture
-        tokenizer = models.train_tokenizer(training_texts(splits.rows["train"], splits.roles), config.model, architecture)
+        kind = tasks.get(config.task.name)
+        tokenizer = models.train_tokenizer(training_texts(kind, splits.rows["train"], splits.roles), config.model, kind.architecture)
     return tokenizer, None, int(tokenizer.model_max_length)
 
 
@@ -270,7 +270,7 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
         device=p.device,
         saved=saved_plan["packed"] if saved_plan else None,
     )
-    p.task.prepare(model)
+    p.task.adjust(model)
     packed = isinstance(layout, Packed)
     if saved_plan and saved_plan["packed"] != packed:
         console.warn(f"the run was packed and goes on {layout_told}: the same to rounding, not to the bit")

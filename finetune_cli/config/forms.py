@@ -179,10 +179,19 @@ def _targets(value: Any) -> str | list[str]:
     raise ValueError("auto, all-linear, or a list of names of layers such as [query, value]")
 
 
+def _parallel(value: Any) -> str:
+    """``FROM:TO``: two different parts of file names."""
+    one, _, other = _text(value).partition(":")
+    if not re.fullmatch(r"[\w-]+", one) or not re.fullmatch(r"[\w-]+", other) or one == other:
+        raise ValueError("two different parts of file names, such as en:de")
+    return f"{one}:{other}"
+
+
 FORMS: dict[str, Callable[[Any], Any]] = {
     "rows": _rows,
     "columns": _columns,
     "names": _names,
+    "parallel": _parallel,
     "checkpoint": _checkpoint,
     "steps": _steps,
     "betas": _betas,

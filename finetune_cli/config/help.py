@@ -20,7 +20,7 @@ from finetune_cli.config.files import configs_dir, groups_in
 from finetune_cli.config.grammar import flags
 from finetune_cli.config.judge import shown
 from finetune_cli.config.options import Option, Tasks, options, options_of, plain
-from finetune_cli.config.schema import SCHEMAS, TaskConfig
+from finetune_cli.config.schema import SCHEMAS, TaskConfig, condition_parts
 
 FLAGS = """\
   -m, --multirun          a job for every combination of values: train.seed=1,2,3 (in runs/sweeps/ID/N)
@@ -149,8 +149,8 @@ def _bounds(option: Option) -> str:
     numbers = [f"{word} {option.metadata[key]}" for key, word in names.items() if option.metadata.get(key) is not None]
     notes += [", ".join(numbers)] if numbers else []
     if option.metadata.get("applies"):
-        key, _, values = option.metadata["applies"].partition("=")
-        notes.append(f"only with {key}: {values.replace('|', ', ')}")
+        key, sign, values = condition_parts(option.metadata["applies"])
+        notes.append(f"only with {key}{': ' if sign == '=' else ' above '}{values.replace('|', ', ')}")
     return f" [{'; '.join(notes)}]" if notes else ""
 
 

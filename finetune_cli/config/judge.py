@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune_cli.config.forms import convert
 from finetune_cli.config.options import Option, Tasks, build, near, options, options_of, sections
-from finetune_cli.config.schema import SCHEMAS, TaskConfig, applies, out_of_range
+from finetune_cli.config.schema import SCHEMAS, TaskConfig, applies, condition_parts, out_of_range
 from finetune_cli.errors import UserError
 
 SHOWN = 5
@@ -193,14 +193,14 @@ def _not_applying(
     for key, option in table.items():
         condition = option.metadata.get("applies", "")
         if key in user_set and condition and not applies(condition, dict(values)):
-            other, _, allowed = condition.partition("=")
-            alternatives = allowed.replace("|", ", ")
+            other, sign, allowed = condition_parts(condition)
+            needed = f"above {allowed}" if sign == ">" else allowed.replace("|", " or ")
             found = shown(values.get(other))
             problems.append(
                 Problem(
-                    f"{key} is set but does not apply: it needs {other} to be {alternatives.replace(', ', ' or ')}, and that is {found}",
+                    f"{key} is set but does not apply: it needs {other} to be {needed}, and that is {found}",
                     where(key),
-                    f"leave {key} out, or set {other} to {alternatives.split(', ')[0]}",
+                    f"leave {key} out, or set {other} {needed if sign == '>' else 'to ' + allowed.split('|')[0]}",
                 )
             )
     return problems

@@ -28,7 +28,7 @@ def option(
 ) -> Any:
     """A field with a range (``above``/``below`` exclusive, ``least``/``most`` inclusive) and a condition.
 
-    ``applies`` reads ``key=value|value``: set by the user while the condition is false, the option is an error.
+    ``applies`` reads ``key=value|value`` or ``key>number``: set by the user while the condition is false, the option is an error.
     ``path`` marks values that name files: relative ones mean the directory the user stands in.
     ``form`` names, for values that a type cannot describe, how they must look (``config/forms.py``).
     """
@@ -199,6 +199,8 @@ class DataConfig:
     """Column names of files without a header, in order; CoNLL columns are else ``column1``, ``column2`` ..."""
     extra_fields: ExtraFields = ExtraFields.error
     """A row with more fields than columns: an error, or the surplus is ignored and counted."""
+    parallel: str | None = option(None, form="parallel", applies="data.format=auto|text")
+    """``FROM:TO``, such as ``en:de``: line n of ``train.en`` is answered by line n of ``train.de``, in every split."""
     pattern: str | None = option(None)
     """Form of a line of plain text with a label, such as ``{label} {text}`` or ``{text}@{label}``."""
     encoding: str | None = None
@@ -404,9 +406,20 @@ def out_of_range(value: Any, metadata: Any) -> str:
 
 
 def applies(condition: str, values: dict[str, Any]) -> bool:
-    """Whether an option's condition (``key=value|value``) holds among the config's ``values``."""
+    """Whether an option's condition (``key=value|value`` or ``key>number``) holds among the config's ``values``."""
     if not condition:
         return True
-    key, _, allowed = condition.partition("=")
+    key, sign, allowed = condition_parts(condition)
     value = values.get(key)
-    return ("null" if value is None else str(value.value if isinstance(value, Enum) else value)) in allowed.split("|")
+    if sign == ">":
+        return isinstance(value, (int, float)) and value > float(allowed)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value] in allowed.split("|")
+    return str(value.value if isinstance(value, Enum) else value) in allowed.split("|")
+
+
+def condition_parts(condition: str) -> tuple[str, str, str]:
+    """(key, ``=`` or ``>``, what it must be or exceed) of an option's condition."""
+    sign = ">" if ">" in condition else "="
+    key, _, allowed = condition.partition(sign)
+    return key, sign, allowed

@@ -6,12 +6,14 @@ from finetune_cli.data.audit import SplitRow, SplitTable, TokenCounts, audit, pr
 from finetune_cli.data.label_audit import judge_labels, unknown_label
 from finetune_cli.data.labels import canonical, has_several_labels, label_cells, label_names, missing, targets, text_of, texts
 from finetune_cli.data.readers import read, stream
+from finetune_cli.data.references import References, gather_references
 from finetune_cli.data.roles import NoColumn, Roles, find_roles
 from finetune_cli.data.rows import Rows, concat
 from finetune_cli.data.splits import Splits, load_splits
 
 __all__ = [
     "NoColumn",
+    "References",
     "Roles",
     "Rows",
     "SplitRow",
@@ -22,6 +24,7 @@ __all__ = [
     "canonical",
     "concat",
     "find_roles",
+    "gather_references",
     "has_several_labels",
     "judge_labels",
     "label_cells",

@@ -18,6 +18,7 @@ from finetune_cli.data.delimited import read_delimited
 from finetune_cli.data.encoding import Text, open_bytes
 from finetune_cli.data.hub import read_hub
 from finetune_cli.data.json_lines import looks_like_lines, read_json_array, read_json_lines
+from finetune_cli.data.parallel import partnered, read_parallel
 from finetune_cli.data.plain_text import read_pattern, read_text
 from finetune_cli.data.rows import BYTES, CHUNK, Rows, concat, packed
 from finetune_cli.data.sources import SUFFIXES, File, Hub, resolve, suffix_of
@@ -40,7 +41,8 @@ def read(
 ) -> Rows:
     """All rows of a source. ``split`` picks the part of a directory, corpus or hub dataset that has several; ``say`` hears of downloads."""
     notes = [] if notes is None else notes
-    return read_places(resolve(source, key=key, split=split, notes=notes), config, format=format, offline=offline, notes=notes, say=say)
+    places = partnered(resolve(source, key=key, split=split, notes=notes), config.parallel, key=key)
+    return read_places(places, config, format=format, offline=offline, notes=notes, say=say)
 
 
 def read_places(
@@ -114,6 +116,8 @@ def _place_rows(
 
 def format_of(file: File, config: DataConfig, wanted: DataFormat, notes: list[str]) -> DataFormat:
     """The format of a file: what the user said, else by its first bytes and its name; a contradiction is an error."""
+    if file.partner is not None:
+        return DataFormat.text
     head = open_bytes(file.path, file.name)
     magic = _magic(head)
     named = SUFFIXES.get(suffix_of(file.path), DataFormat.auto)
@@ -129,6 +133,9 @@ def format_of(file: File, config: DataConfig, wanted: DataFormat, notes: list[st
 
 
 def _file_rows(file: File, config: DataConfig, wanted: DataFormat, notes: list[str]) -> Iterator[Rows]:
+    if file.partner is not None:
+        yield read_parallel(file, file.partner, config, notes)
+        return
     kind = format_of(file, config, wanted, notes)
     if kind is DataFormat.parquet:
         yield from read_parquet(open_bytes(file.path, file.name), file.name)

@@ -55,6 +55,8 @@ class File:
 
     path: str
     name: str
+    partner: File | None = None
+    """The file whose line n answers line n of this one (``data.parallel``)."""
 
 
 @dataclass(frozen=True, slots=True)

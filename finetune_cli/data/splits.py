@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from finetune_cli.config.schema import DataConfig, DataFormat, RowPolicy
 from finetune_cli.data.grouping import group_codes, shared_groups, times
 from finetune_cli.data.labels import has_several_labels, label_cells, missing
+from finetune_cli.data.parallel import partnered
 from finetune_cli.data.partition import Parts, by_time, grouped, shuffled, stratified
 from finetune_cli.data.readers import Say, format_of, read_places
 from finetune_cli.data.roles import NoColumn, Roles, find_roles, require
@@ -139,14 +140,18 @@ class _Loading:
         self.formats: set[DataFormat] = set()
 
     def read_all(self, given: dict[str, Any]) -> None:
-        places = {name: resolve(value, key=f"data.{name}", split=name, notes=self.notes) for name, value in given.items()}
+        places = {
+            name: partnered(resolve(value, key=f"data.{name}", split=name, notes=self.notes), self.config.parallel, key=f"data.{name}")
+            for name, value in given.items()
+        }
         _refuse_same_path(places)
         for name, found in places.items():
-            before = [(os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns) for p in found if isinstance(p, File)]
-            self.sources[name] = {p.name: sha256(p.path, p.name) for p in found if isinstance(p, File)}
+            files = [file for p in found if isinstance(p, File) for file in (p, p.partner) if file is not None]
+            before = [(os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns) for p in files]
+            self.sources[name] = {p.name: sha256(p.path, p.name) for p in files}
             self.formats |= {format_of(p, self._config(), self.config.format, []) for p in found if isinstance(p, File)}
             rows = read_places(found, self._config(), offline=self.offline, notes=self.notes, say=self.say)
-            if before != [(os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns) for p in found if isinstance(p, File)]:
+            if before != [(os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns) for p in files]:
                 raise UserError("a file changed while it was read", where=f"data.{name}", fix="wait until it is written, then start again")
             self.sources[name] |= {p.name: table_digest(rows, p.name) for p in found if isinstance(p, Hub)}
             self.rows[name] = self._with_roles(name, rows)

@@ -68,6 +68,7 @@ def open_model(ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, wher
                 )
         else:
             model, _ = checkpoint.load_model(found.weights, opened_task, offline=offline, device=plan.device.type)
+    opened_task.adjust(model)
     limit = models.length_limit(model_config, tokenizer)
     if data.max_length is None and known is not None:
         data = replace(data, max_length=known.max_length)

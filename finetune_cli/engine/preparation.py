@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune_cli import console, encoded, models
 from finetune_cli.config.schema import DataConfig
-from finetune_cli.data import Roles, Rows, Splits, texts
+from finetune_cli.data import Roles, Rows, Splits
 from finetune_cli.encoded import Examples
 from finetune_cli.engine.inference import Labelled
 from finetune_cli.errors import UserError
@@ -58,7 +58,7 @@ class Encoder:
             roles=roles.options,
             tokenizer=models.tokenizer_digest(self.tokenizer),
             max_length=self.max_length,
-            task=asdict(self.task.config),
+            task=[self.task.name, self.task.recipe()],
             options=options,
         )
 
@@ -82,12 +82,10 @@ def labelled(task: Task[Any], data: DataConfig, splits: Splits, examples: dict[s
     }
 
 
-def training_texts(rows: Rows, roles: Roles) -> Iterator[str]:
-    """Every text of the split, a chunk in memory at a time."""
+def training_texts(kind: type[Task[Any]], rows: Rows, roles: Roles) -> Iterator[str]:
+    """Every text of the split that a vocabulary is learnt from, a chunk in memory at a time."""
     for chunk in rows.chunks(CHUNK):
-        yield from texts(chunk, roles.text)
-        if roles.text_pair:
-            yield from texts(chunk, roles.text_pair)
+        yield from kind.vocabulary_texts(chunk, roles)
 
 
 def warn_if_cut(name: str, examples: Examples, rows: int, max_length: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from finetune_cli.metrics.bootstrap import RESAMPLES, Entry, Measures, entry, score, values
 from finetune_cli.metrics.classification import classification, classification_measures, multilabel, multilabel_measures
 from finetune_cli.metrics.details import Calibration, ClassRow, best_thresholds, by_length, calibration, confusion, per_class, per_label
+from finetune_cli.metrics.generation import TextTable, generation, generation_measures, per_text, require_generation, signatures
 from finetune_cli.metrics.language import language, language_measures
 from finetune_cli.metrics.masked import by_row, masked, masked_measures
 from finetune_cli.metrics.names import DIRECTIONS, Direction, better, title
@@ -24,6 +25,7 @@ __all__ = [
     "Direction",
     "Entry",
     "Measures",
+    "TextTable",
     "best_thresholds",
     "better",
     "by_length",
@@ -33,6 +35,8 @@ __all__ = [
     "classification_measures",
     "confusion",
     "entry",
+    "generation",
+    "generation_measures",
     "language",
     "language_measures",
     "masked",
@@ -41,9 +45,12 @@ __all__ = [
     "multilabel_measures",
     "per_class",
     "per_label",
+    "per_text",
     "regression",
     "regression_measures",
+    "require_generation",
     "score",
+    "signatures",
     "title",
     "values",
 ]

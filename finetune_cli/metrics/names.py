@@ -18,6 +18,7 @@ ORDER = (
     *("accuracy", "f1", "precision", "recall", "f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro"),
     *("mcc", "roc_auc", "pr_auc", "log_loss", "ece", "brier", "mae", "rmse", "r2", "pearson", "spearman"),
     *("perplexity", "bits_per_byte"),
+    *("bleu", "chrf", "rouge1", "rouge2", "rougeL"),
 )
 """The order in which scores are told."""
 DIRECTIONS: dict[str, Direction] = {**dict.fromkeys(_LOWER, "min"), **dict.fromkeys(_HIGHER, "max")}
@@ -44,6 +45,11 @@ _TITLES = {
     "entity_f1_macro": "Entity F1, macro",
     "entity_partial_f1": "Entity F1, half for overlaps",
     "bits_per_byte": "Bits per byte",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
 }
 
 

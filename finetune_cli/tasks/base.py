@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from finetune_cli.config.schema import DataConfig, TaskConfig
@@ -186,6 +186,18 @@ class Task(ABC, Generic[C]):
         ``asked``: the rows are to be answered (``predict``), not learnt from or scored.
         """
 
+    def recipe(self) -> Any:
+        """All of the options and facts that ``encode`` reads, JSON-ready: part of the name under which encoded rows are kept."""
+        return asdict(self.config)
+
+    @classmethod
+    def vocabulary_texts(cls, rows: Rows, roles: Roles) -> Iterator[str]:
+        """The texts of some rows that a tokenizer from scratch learns from."""
+        from finetune_cli.data import texts
+
+        for column in filter(None, (roles.text, roles.text_pair)):
+            yield from texts(rows, column)
+
     @abstractmethod
     def collate(self, columns: Columns, targets: Any, layout: Layout, *, key: int) -> Batch:
         """Lay out some examples as one batch; ``targets`` are those of their rows, None where they are asked; ``key`` seeds masking.
@@ -199,8 +211,11 @@ class Task(ABC, Generic[C]):
     def head(self) -> dict[str, Any]:
         """Config values that the model needs for this task, such as ``num_labels``."""
 
-    def prepare(self, model: nn.Module) -> None:  # most tasks have nothing to set
-        """Settings of the model that go with the task and are exported with it. Raises UserError for one that cannot do what is asked."""
+    def adjust(self, model: nn.Module) -> None:
+        """Settings of a model that has just been built or loaded, such as how it generates; saved with it.
+
+        Raises UserError for a model that cannot do what is asked.
+        """
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """The one forward pass of train, eval and predict."""

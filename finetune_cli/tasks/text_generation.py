@@ -180,7 +180,7 @@ class TextGeneration(Task[TextGenerationConfig]):
         turn = end_of_turn(self.tokenizer) if self.facts["chat"] is not False and self.tokenizer.chat_template else None
         return frozenset({end_of_text(self.tokenizer)} | ({turn} if turn is not None else set()))
 
-    def prepare(self, model: nn.Module) -> None:
+    def adjust(self, model: nn.Module) -> None:
         from finetune_cli.tasks import documents
 
         settings: Any = model.generation_config

@@ -9,19 +9,20 @@ if TYPE_CHECKING:
     from finetune_cli.encoded import Examples
 
 
-def encode_texts(rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int) -> Examples:
+def encode_texts(rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int, prefix: str = "") -> Examples:
     """One example a row with ``input_ids`` (and ``token_type_ids`` where the tokenizer makes them for a pair).
 
-    Rows longer than ``max_length`` tokens are cut as the tokenizer cuts (pairs: the longer text first); how many and how much is counted.
+    ``prefix`` is put before every text. Rows longer than ``max_length`` tokens are cut as the tokenizer cuts (pairs: the longer text
+    first); how many and how much is counted.
     """
     import numpy as np
 
     from finetune_cli.data import TokenCounts, texts
     from finetune_cli.encoded import Columns, Examples, Ragged
 
-    first = texts(rows, roles.text)
+    first = [prefix + text for text in texts(rows, roles.text)] if prefix else texts(rows, roles.text)
     second = texts(rows, roles.text_pair) if roles.text_pair else None
-    encodings = _tokenise(tokenizer, first, second, max_length)
+    encodings = tokenise(tokenizer, first, second, max_length)
     lengths = np.array([n for n, _, _ in encodings], np.int64)
     kept = np.minimum(lengths, max_length)
     ids = Ragged.of([e for _, e, _ in encodings])
@@ -39,7 +40,7 @@ def encode_texts(rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, f
     return Examples(columns, np.arange(first_row, first_row + len(rows), dtype=np.int64), counts)
 
 
-def _tokenise(tokenizer: Any, first: list[str], second: list[str] | None, max_length: int) -> list[tuple[int, list[int], list[int]]]:
+def tokenise(tokenizer: Any, first: list[str], second: list[str] | None, max_length: int) -> list[tuple[int, list[int], list[int]]]:
     """(full length, ids, segment ids) of each row. The fast tokenizer works through the chunk on every core."""
     pairs: list[Any] = first if second is None else list(zip(first, second, strict=True))
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -1,0 +1,351 @@
+"""text2text-generation: a text in, another text out, such as a translation or a summary; scored on what the model writes by itself."""
+
+# ruff: noqa: RUF009 (option() makes a dataclass field, not a shared default)
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from finetune_cli.config.schema import DataConfig, TaskConfig, option
+from finetune_cli.errors import UserError
+from finetune_cli.tasks import seq2seq
+from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Task
+from finetune_cli.tasks.tokens import encode_texts, tokenise
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from finetune_cli.data import References, Roles, Rows
+    from finetune_cli.encoded import Columns, Examples
+    from finetune_cli.metrics import TextTable
+    from finetune_cli.tasks.sections import Section
+
+
+class Tokenize(str, Enum):
+    auto = "auto"
+    v13a = "13a"
+    intl = "intl"
+    char = "char"
+    zh = "zh"
+    none = "none"
+
+
+@dataclass(kw_only=True, slots=True)
+class Text2TextGenerationConfig(TaskConfig):
+    """``task=text2text-generation``. A generation option that is null is as it was in training, and there as its meaning says."""
+
+    name: str = "text2text-generation"
+    """A text in, another text out."""
+    prefix: str | None = None
+    """Put before every source, such as ``summarize: `` for T5; null: none."""
+    references: Any = option(None, form="columns")
+    """Columns with several references, where a split has them all: scored in place of ``data.label``, never learnt from."""
+    target_length: int | None = option(None, least=2, most=1_000_000)
+    """Longest target in tokens, in training; null is as ``data.max_length``. A row whose target is cut counts as cut."""
+    label_smoothing: float = option(0.0, least=0, below=1)
+    """Share of each target token that is spread over the whole vocabulary."""
+    tokenize: Tokenize = Tokenize.auto
+    """How sacrebleu cuts words for BLEU; auto: 13a, but zh or char where the targets set no spaces between words."""
+    max_new_tokens: int | None = option(None, least=1, most=100_000)
+    """Most tokens of a generated text; null: 128."""
+    min_new_tokens: int | None = option(None, least=0, most=100_000)
+    """Fewest tokens of a generated text; null: 0."""
+    num_beams: int | None = option(None, least=1, most=64)
+    """Beams of the search; null: 1, which is greedy."""
+    length_penalty: float | None = option(None, least=-10, most=10, applies="task.num_beams>1")
+    """Power of its length by which the score of a beam is divided; above 0 favours long texts; null: 1."""
+    no_repeat_ngram_size: int | None = option(None, least=0, most=100)
+    """No run of so many tokens occurs twice in a text; null: 0, which allows all."""
+    repetition_penalty: float | None = option(None, above=0, most=10)
+    """Divides the scores of tokens that the text holds already; null: 1."""
+    do_sample: bool | None = None
+    """Draw tokens by their probability instead of taking the best; null: false."""
+    temperature: float | None = option(None, above=0, most=100, applies="task.do_sample=true")
+    """Divides the scores before a draw; null: 1."""
+    top_k: int | None = option(None, least=0, most=10_000_000, applies="task.do_sample=true")
+    """Draw among the so many best tokens; 0 among all; null: 0."""
+    top_p: float | None = option(None, above=0, most=1, applies="task.do_sample=true")
+    """Draw among the best tokens that together have this probability; null: 1."""
+    sampling_seed: int = option(0, least=0, most=2**32 - 1, applies="task.do_sample=true")
+    """The draws are a function of this and the row's place in its file, whatever rows share its batch."""
+    num_return_sequences: int | None = option(None, least=1, most=64)
+    """Texts that ``predict`` gives for a row, the best first; null: 1. More than one need beams or sampling; the first is scored."""
+
+
+DEFAULTS: dict[str, Any] = {
+    "max_new_tokens": 128,
+    "min_new_tokens": 0,
+    "num_beams": 1,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "num_return_sequences": 1,
+}
+"""Generation options that nobody chose."""
+
+
+class Text2TextGeneration(Task[Text2TextGenerationConfig]):
+    """Facts: ``prefix``, ``target_length``, ``tokenize`` and ``generation``, the options of training that an exported model goes on with.
+
+    A row's references are a list of texts in one column; the first is what the model learns and what the loss is of.
+    """
+
+    name = "text2text-generation"
+    Config = Text2TextGenerationConfig
+    auto_class = "AutoModelForSeq2SeqLM"
+    architecture = "encoder-decoder"
+    pairs = False
+    stratified = False
+
+    def __init__(self, config: Text2TextGenerationConfig, facts: Facts, tokenizer: Any = None) -> None:
+        super().__init__(config, facts, tokenizer)
+        _refuse_contradictions(self.generation)
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """How text is generated: the user's options, else those of training, else the defaults."""
+        own = {name: getattr(self.config, name) for name in DEFAULTS}
+        return {**DEFAULTS, **self.facts["generation"], **{name: value for name, value in own.items() if value is not None}}
+
+    @property
+    def prefix(self) -> str:
+        """What stands before every source."""
+        return str(self.facts["prefix"] if self.config.prefix is None else self.config.prefix)
+
+    # -- rows ----------------------------------------------------------------------------------
+    @classmethod
+    def arrange(cls, config: Text2TextGenerationConfig, rows: Rows, data: DataConfig, *, labelled: bool) -> tuple[Rows, Roles, list[str]]:
+        from finetune_cli.tasks.text2text_columns import arrange
+
+        return arrange(rows, data, config.references, labelled=labelled)
+
+    @classmethod
+    def learn(cls, config: Text2TextGenerationConfig, data: DataConfig, rows: Rows, roles: Roles) -> Facts:
+        from finetune_cli import metrics
+        from finetune_cli.tasks.text2text_columns import words_of
+
+        metrics.require_generation()
+        tokenize = config.tokenize.value if config.tokenize != Tokenize.auto else words_of(rows, roles)
+        given = {name: value for name in DEFAULTS if (value := getattr(config, name)) is not None}
+        return {"prefix": config.prefix or "", "target_length": config.target_length, "tokenize": tokenize, "generation": given}
+
+    @classmethod
+    def facts_of(cls, model_config: Any) -> Facts:
+        return {"prefix": "", "target_length": None, "tokenize": Tokenize.v13a.value, "generation": {}}
+
+    @property
+    def tokenize(self) -> str:
+        """sacrebleu's name of how words are cut."""
+        return str(self.facts["tokenize"] if self.config.tokenize == Tokenize.auto else self.config.tokenize.value)
+
+    def read_targets(self, data: DataConfig, rows: Rows, roles: Roles) -> References:
+        from finetune_cli import metrics
+        from finetune_cli.data import References
+
+        metrics.require_generation()
+        return References(rows.column(roles.labels[0]))
+
+    def label_cells(self, data: DataConfig, rows: Rows, roles: Roles) -> list[Any] | None:
+        return None
+
+    def told_facts(self) -> list[tuple[str, str]]:
+        chosen = self.generation
+        how = "sampled" if chosen["do_sample"] else "greedy" if chosen["num_beams"] == 1 else f"{chosen['num_beams']} beams"
+        beside = {name: value for name, value in chosen.items() if value != DEFAULTS[name]}
+        others = ", ".join(f"{name}={value}" for name, value in beside.items() if name not in ("max_new_tokens", "num_beams", "do_sample"))
+        told = [("generation", f"{how}, at most {chosen['max_new_tokens']} tokens" + (f", {others}" if others else ""))]
+        return told + ([("prefix", repr(self.prefix))] if self.prefix else [])
+
+    def recipe(self) -> Any:
+        return [self.prefix, self._target_length]
+
+    @property
+    def _target_length(self) -> int | None:
+        length: int | None = self.config.target_length or self.facts["target_length"]
+        return length
+
+    @classmethod
+    def vocabulary_texts(cls, rows: Rows, roles: Roles) -> Iterator[str]:
+        from finetune_cli.data import References
+
+        yield from super().vocabulary_texts(rows, roles)
+        for several in References(rows.column(roles.labels[0])):
+            yield from several
+
+    def encode(self, rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int, asked: bool = False) -> Examples:
+        from dataclasses import replace
+
+        import numpy as np
+
+        from finetune_cli.data import References
+        from finetune_cli.encoded import Ragged
+
+        sources = encode_texts(rows, roles, tokenizer, max_length=max_length, first_row=first_row, prefix=self.prefix)
+        sources.columns["place"] = (rows.file_of.astype(np.int64) << 40) + rows.row_of
+        if asked or not roles.labels or not rows.has(roles.labels[0]):
+            return sources
+        limit = self._target_length or max_length
+        first = [several[0] if several else "" for several in References(rows.column(roles.labels[0]))]
+        targets = tokenise_targets(tokenizer, first, limit)
+        sources.columns["labels"] = Ragged.of([ids for _, ids, _ in targets])
+        lengths = np.array([length for length, _, _ in targets], np.int64)
+        cut = (lengths > limit) & (sources.lengths() < max_length)
+        counts = sources.counts
+        lost = int(np.maximum(lengths - limit, 0).sum())
+        return replace(sources, counts=replace(counts, cut_rows=counts.cut_rows + int(cut.sum()), lost=counts.lost + lost))
+
+    def collate(self, columns: Columns, targets: Any, layout: Layout, *, key: int) -> Batch:
+        import numpy as np
+        import torch
+
+        from finetune_cli.encoded import Ragged
+
+        sources, labels = columns["input_ids"], columns.get("labels")
+        assert isinstance(sources, Ragged)
+        inputs = layout.lay({"input_ids": sources})
+        extra = {"place": torch.from_numpy(np.ascontiguousarray(columns["place"]))}
+        if targets is None:
+            return Batch(inputs, None, extra=extra)
+        assert isinstance(labels, Ragged)
+        lengths = labels.lengths()
+        real = np.arange(int(lengths.max()))[None, :] < lengths[:, None]
+        block = np.full(real.shape, -100, np.int64)
+        block[real] = labels.values
+        inputs["labels"] = torch.from_numpy(block)
+        extra["real"] = torch.from_numpy(np.flatnonzero(real))
+        return Batch(inputs, torch.from_numpy(labels.values.astype(np.int64)), {"loss": float(lengths.sum())}, extra)
+
+    # -- model ---------------------------------------------------------------------------------
+    def head(self) -> dict[str, Any]:
+        return {}
+
+    def adjust(self, model: nn.Module) -> None:
+        seq2seq.settle_generation(model, self.generation)
+        seq2seq.prove_head(model)
+
+    def forward(self, model: nn.Module, batch: Batch) -> seq2seq.Decoded:
+        return seq2seq.decode_targets(model, batch.inputs)
+
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        assert batch.targets is not None, "a loss needs targets"
+        return {"loss": seq2seq.target_loss(outputs, batch.targets, batch.extra["real"], self.config.label_smoothing)}
+
+    def infer(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor | Flat], dict[str, Tensor]]:
+        """Texts that the model writes by itself; with targets also the loss of those, which it reads."""
+        places, wanted = batch.extra["place"].cpu().numpy(), self.generation["num_return_sequences"]
+        found = seq2seq.generate(model, batch.inputs, places, sequences=wanted, seed=self.config.sampling_seed)
+        outputs: dict[str, Tensor | Flat] = {_name(k): flat for k, flat in enumerate(found)}
+        return outputs, self.loss(self.forward(model, batch), batch) if batch.targets is not None else {}
+
+    def reproducible(self, model: nn.Module, batch: Batch) -> np.ndarray:
+        logits: np.ndarray = self.forward(model, batch).logits().float().cpu().numpy()
+        return logits
+
+    def answers(self, outputs: Outputs) -> np.ndarray:
+        logits: np.ndarray = outputs["logits"]
+        return logits
+
+    # -- results -------------------------------------------------------------------------------
+    @property
+    def monitor(self) -> str:
+        return "chrf"
+
+    def metric_names(self) -> frozenset[str]:
+        return frozenset({"loss", "bleu", "chrf", "rouge1", "rouge2", "rougeL"})
+
+    def written(self, outputs: Outputs, number: int = 0) -> list[str]:
+        """The texts of every row; ``number`` counts further ones of a row."""
+        ids = outputs[_name(number)]
+        texts: list[str] = self.tokenizer.batch_decode([ids.sequence(i) for i in range(len(ids))], skip_special_tokens=True)
+        return texts
+
+    def _counted(self, evaluation: Evaluation) -> TextTable:
+        from finetune_cli import metrics
+
+        return metrics.per_text(self.written(evaluation.outputs), evaluation.targets[evaluation.rows], tokenize=self.tokenize)
+
+    def metrics(self, evaluation: Evaluation) -> dict[str, float]:
+        from finetune_cli import metrics
+
+        return metrics.generation(self._counted(evaluation))
+
+    def score(self, evaluation: Evaluation) -> Score:
+        from finetune_cli import metrics
+
+        table = self._counted(evaluation)
+        return metrics.score(lambda rows: metrics.generation_measures(table, rows), len(table), seed=evaluation.seed)
+
+    def decode(self, outputs: Outputs, rows: Rows, roles: Roles) -> Iterator[Prediction]:
+        several = [self.written(outputs, k) for k in range(len(outputs)) if _name(k) in outputs]
+        for texts in zip(*several, strict=True):
+            yield {"generated": texts[0] if len(texts) == 1 else list(texts)}
+
+    def told(self, target: Any) -> Any:
+        return target[0] if len(target) == 1 else list(target)
+
+    def baselines(self, train: tuple[Sequence[str], Any], test: tuple[Sequence[str], Any]) -> dict[str, dict[str, float]]:
+        from finetune_cli.tasks import text2text_findings
+
+        return text2text_findings.baselines(*test, tokenize=self.tokenize)
+
+    def sections(self, evaluation: Evaluation, rows: Rows, roles: Roles, *, lengths: np.ndarray) -> list[Section]:
+        from finetune_cli.data import texts
+        from finetune_cli.tasks import text2text_findings
+
+        ids = evaluation.outputs[_name(0)]
+        return text2text_findings.sections(
+            sources=texts(rows.take(evaluation.rows), roles.text),
+            references=evaluation.targets[evaluation.rows],
+            written=self.written(evaluation.outputs),
+            tokens=ids.lengths(),
+            most=self.generation["max_new_tokens"],
+            source_tokens=lengths,
+            table=self._counted(evaluation),
+            tokenize=self.tokenize,
+        )
+
+
+TASK = Text2TextGeneration
+
+
+def _name(number: int) -> str:
+    """The output that holds the texts of every row that come as number ``number``."""
+    return f"generated{number}"
+
+
+def _refuse_contradictions(chosen: dict[str, Any]) -> None:
+    """Options that are each fine but not together."""
+    beams, sequences = chosen["num_beams"], chosen["num_return_sequences"]
+    if chosen["do_sample"] and beams > 1:
+        raise UserError(
+            "sampling and beam search are both set", where="task.do_sample", fix=f"task.num_beams=1, not {beams}, or no sampling"
+        )
+    if sequences > 1 and not chosen["do_sample"] and sequences > beams:
+        what = f"{beams} beams give no {sequences} texts" if beams > 1 else "greedy search gives one text a row"
+        raise UserError(what, where=f"task.num_return_sequences={sequences}", fix=f"task.num_beams={sequences}, or task.do_sample=true")
+    if chosen["min_new_tokens"] > chosen["max_new_tokens"]:
+        raise UserError(
+            f"a text cannot have at least {chosen['min_new_tokens']} and at most {chosen['max_new_tokens']} tokens",
+            where="task.min_new_tokens",
+            fix="task.min_new_tokens of at most task.max_new_tokens",
+        )
+
+
+def tokenise_targets(tokenizer: Any, texts: list[str], limit: int) -> list[tuple[int, list[int], list[int]]]:
+    """(full length, ids cut at ``limit``, nothing) of each target; tokenizers that treat targets otherwise than sources are asked to."""
+    from transformers import PreTrainedTokenizerBase
+
+    own = getattr(type(tokenizer), "_switch_to_target_mode", None)
+    if own is None or own is PreTrainedTokenizerBase._switch_to_target_mode:
+        return tokenise(tokenizer, texts, None, limit)
+    whole = tokenizer(text_target=texts)["input_ids"]
+    cut = tokenizer(text_target=texts, truncation=True, max_length=limit)["input_ids"]
+    return [(len(every), kept, []) for every, kept in zip(whole, cut, strict=True)]
