@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune_cli import randomness
-from finetune_cli.config.schema import ModelConfig
+from finetune_cli import pooling, randomness
+from finetune_cli.config.schema import ModelConfig, Pooling
 from finetune_cli.errors import Diverged, MachineError, UserError
 from finetune_cli.tasks.base import Task
 
@@ -123,6 +123,12 @@ def load_config(source: Source, config: ModelConfig, *, offline: bool) -> Any:
         )
 
 
+def family(model_config: Any, architecture: str) -> str:
+    """``model_type`` of a located model, or of the one that ``build`` makes where there is none."""
+    built = {"encoder": "bert", "decoder": "llama", "encoder-decoder": "t5"}
+    return built[architecture] if model_config is None else str(getattr(model_config, "model_type", ""))
+
+
 def load_tokenizer(source: Source, config: ModelConfig, *, offline: bool) -> Any:
     """The tokenizer of a located model, with a padding token."""
     from transformers import AutoTokenizer
@@ -192,7 +198,7 @@ def load(
         )
     check_finite(model, source.name)
     _in_own_memory(model)
-    return model, new
+    return model, _pooled(model, config, new)
 
 
 def load_exact(directory: Path, task: Task[Any]) -> nn.Module:
@@ -233,7 +239,15 @@ def build(config: ModelConfig, task: Task[Any], tokenizer: Any, *, seed: int) ->
     torch.manual_seed(randomness.key(seed, "init"))
     model = getattr(transformers, task.auto_class).from_config(model_config, dtype=torch.float32)
     assert isinstance(model, nn.Module)
+    _pooled(model, config, [])
     return model
+
+
+def _pooled(model: Any, config: ModelConfig, new: list[str]) -> list[str]:
+    """Build the pooling that was asked for into the model; which of the ``new`` parameters are still drawn from the seed."""
+    if config.pooling == Pooling.own:
+        return new
+    return sorted(set(new) - set(pooling.append_mean(model)))
 
 
 def _bert(shape: dict[str, int], tokenizer: Any) -> Any:

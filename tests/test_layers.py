@@ -13,7 +13,7 @@ FLOORS = [
     "config storage randomness",
     "device run metrics baselines data encoded console corpora",
     "tasks",
-    "models packing batching",
+    "models pooling packing batching",
     "checkpoint",
     "engine report",
     "commands",

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from finetune_cli import batching, checkpoint, console, device, models, packing, tasks
+from finetune_cli import batching, checkpoint, console, device, models, packing, pooling, tasks
 from finetune_cli.checkpoint import Knowledge, Saver
 from finetune_cli.config import Invocation, TrainConfig, saved
 from finetune_cli.data import Splits, audit, load_splits
@@ -197,16 +197,17 @@ def _check_options(config: TrainConfig, task: Task[Any], splits: Splits) -> list
 
 def _reader(config: TrainConfig, resumed: Resumed | None, source: models.Source | None, splits: Splits) -> tuple[Any, Any, int]:
     """(tokenizer, transformers config or None, longest input) of the checkpoint, of the named model, or learnt from the training texts."""
+    kind = tasks.get(config.task.name)
     if resumed and resumed.checkpoint:
         source = models.Source(str(resumed.checkpoint), None, "")
+    model_config = None if source is None else models.load_config(source, config.model, offline=config.offline)
+    pooling.refuse_unknown(config.model, auto_class=kind.auto_class, model_type=models.family(model_config, kind.architecture))
     if source is not None:
-        model_config = models.load_config(source, config.model, offline=config.offline)
         tokenizer = models.load_tokenizer(source, config.model, offline=config.offline)
         models.check_vocabulary(tokenizer, model_config, source.name)
         return tokenizer, model_config, models.length_limit(model_config, tokenizer)
     with console.working("learning a vocabulary from the training texts"):
-        architecture = tasks.get(config.task.name).architecture
-        tokenizer = models.train_tokenizer(training_texts(splits.rows["train"], splits.roles), config.model, architecture)
+        tokenizer = models.train_tokenizer(training_texts(splits.rows["train"], splits.roles), config.model, kind.architecture)
     return tokenizer, None, int(tokenizer.model_max_length)
 
 
@@ -215,10 +216,18 @@ def _model(config: TrainConfig, p: Prepared, resumed: Resumed | None) -> nn.Modu
     if resumed and resumed.checkpoint:
         return checkpoint.load_model(resumed.checkpoint, p.task)
     if p.source is None:
-        return models.build(config.model, p.task, p.tokenizer, seed=config.train.seed)
-    with console.working("loading the model"):
-        model, new = models.load(p.source, config.model, p.task, p.model_config, seed=config.train.seed, offline=config.offline)
-    console.say(f"new in the model, drawn from the seed: {', '.join(new) or 'nothing'}")
+        model, new = models.build(config.model, p.task, p.tokenizer, seed=config.train.seed), ["every weight"]
+    else:
+        with console.working("loading the model"):
+            model, new = models.load(p.source, config.model, p.task, p.model_config, seed=config.train.seed, offline=config.offline)
+    known = p.task.prepare(model)
+    drawn = [name for name in new if name not in known]
+    if known:
+        console.say(f"set by the task before the first step: {', '.join(known)}")
+    if p.source is not None:
+        console.say(f"new in the model, drawn from the seed: {', '.join(drawn) or 'nothing'}")
+    if config.train.steps == 0 and drawn and p.task.fitting_head() is None:
+        console.warn(f"train.steps=0 trains nothing, and the model's {', '.join(drawn)} are random: its answers mean nothing")
     return model
 
 
