@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from finetune_cli import pooling, randomness
-from finetune_cli.config.schema import ModelConfig, Pooling
+from finetune_cli.config.schema import ModelConfig
 from finetune_cli.errors import Diverged, MachineError, UserError
 from finetune_cli.tasks.base import Task
 
@@ -245,9 +245,7 @@ def build(config: ModelConfig, task: Task[Any], tokenizer: Any, *, seed: int) ->
 
 def _pooled(model: Any, config: ModelConfig, new: list[str]) -> list[str]:
     """Build the pooling that was asked for into the model; which of the ``new`` parameters are still drawn from the seed."""
-    if config.pooling == Pooling.own:
-        return new
-    return sorted(set(new) - set(pooling.append_mean(model)))
+    return sorted(set(new) - set(pooling.build_in(model, config.pooling)))
 
 
 def _bert(shape: dict[str, int], tokenizer: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Mean pooling that a plain BERT carries in its own weights.
+"""The pooling of a sentence encoder, carried by a plain BERT in its own weights.
 
 Sentence encoders such as all-MiniLM-L6-v2 speak through the mean of their token vectors, but a BERT classifier reads the first token. One
 more BERT layer closes the gap, so that the checkpoint stays what transformers loads and runs:
@@ -8,7 +8,8 @@ more BERT layer closes the gap, so that the checkpoint stays what transformers l
 - the feed-forward part gives 0, so that both LayerNorms leave the mean centred, with a standard deviation of 1;
 - the pooler is SCALE times the identity, where tanh is nearly straight.
 
-The layer's dropout acts in training as that of any other: words are left out of the mean, and places of the mean are left out.
+Encoders that speak through the first token (BGE, say) need the pooler alone. The layer's dropout acts in training as that of any other:
+some words are left out of the mean, and some places of the mean.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ ALPHA = 1e4
 SCALE = 0.1
 """Of the pooler: cosines after tanh are those before it to 0.005, and a new head still gets inputs of a useful size."""
 CLASSIFIER = "AutoModelForSequenceClassification"
+MARK = "sentence_pooling"
+"""What the model's config says of a pooling that was built in, so that a run that starts from it builds no second one."""
 
 
 def refuse_unknown(config: ModelConfig, *, auto_class: str, model_type: str) -> None:
-    """Raise UserError where mean pooling cannot be built into this kind of model; ``model_type`` is that of its config."""
+    """Raise UserError where a pooling cannot be built into this kind of model; ``model_type`` is that of its config."""
     if config.pooling == Pooling.own:
         return
     if auto_class != CLASSIFIER:
@@ -47,8 +50,20 @@ def refuse_unknown(config: ModelConfig, *, auto_class: str, model_type: str) -> 
 
 
 @torch.no_grad()
-def append_mean(model: Any) -> list[str]:
-    """Add the layer to a ``BertForSequenceClassification`` and set its pooler; the names of the parameters that are now set."""
+def build_in(model: Any, kind: Pooling) -> list[str]:
+    """Give a ``BertForSequenceClassification`` a pooling; the names of the parameters that are set by it."""
+    if kind == Pooling.own or getattr(model.config, MARK, None) == kind.value:
+        return []
+    layers = model.config.num_hidden_layers
+    if kind == Pooling.mean:
+        _append_mean(model)
+    _identity(model.base_model.pooler.dense, SCALE)
+    setattr(model.config, MARK, kind.value)
+    return [name for name, _ in model.named_parameters() if f".layer.{layers}." in name or ".pooler." in name]
+
+
+def _append_mean(model: Any) -> None:
+    """Add the layer whose first token is the mean of all tokens, centred and of standard deviation 1."""
     from transformers.models.bert.modeling_bert import BertLayer
 
     base, config = model.base_model, model.config
@@ -61,8 +76,6 @@ def append_mean(model: Any) -> list[str]:
     layer.output.LayerNorm.weight.fill_(1.0)
     base.encoder.layer.append(layer.train(model.training))
     config.num_hidden_layers += 1
-    _identity(base.pooler.dense, SCALE)
-    return [name for name, _ in model.named_parameters() if f"layer.{config.num_hidden_layers - 1}." in name or ".pooler." in name]
 
 
 def _identity(linear: nn.Module, size: float) -> None:

@@ -216,7 +216,7 @@ def _model(config: TrainConfig, p: Prepared, resumed: Resumed | None) -> nn.Modu
     if resumed and resumed.checkpoint:
         return checkpoint.load_model(resumed.checkpoint, p.task)
     if p.source is None:
-        model, new = models.build(config.model, p.task, p.tokenizer, seed=config.train.seed), ["every weight"]
+        model, new = models.build(config.model, p.task, p.tokenizer, seed=config.train.seed), ["all weights"]
     else:
         with console.working("loading the model"):
             model, new = models.load(p.source, config.model, p.task, p.model_config, seed=config.train.seed, offline=config.offline)
@@ -227,7 +227,7 @@ def _model(config: TrainConfig, p: Prepared, resumed: Resumed | None) -> nn.Modu
     if p.source is not None:
         console.say(f"new in the model, drawn from the seed: {', '.join(drawn) or 'nothing'}")
     if config.train.steps == 0 and drawn and p.task.fitting_head() is None:
-        console.warn(f"train.steps=0 trains nothing, and the model's {', '.join(drawn)} are random: its answers mean nothing")
+        console.warn(f"train.steps=0 trains nothing, and this stays random: {', '.join(drawn)}; the answers mean nothing")
     return model
 
 

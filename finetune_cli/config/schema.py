@@ -79,6 +79,7 @@ class Order(StrEnum):
 
 class Pooling(StrEnum):
     own = "own"
+    first = "first"
     mean = "mean"
 
 
@@ -139,7 +140,7 @@ class ModelConfig:
     dropout: float | None = option(None, least=0, below=1)
     """Dropout of embeddings, hidden layers, attention and head; null keeps the model's own."""
     pooling: Pooling = Pooling.own
-    """What the head reads: the model's ``own`` choice, or the ``mean`` of all tokens, built into a BERT as one more layer."""
+    """What the head reads: the model's ``own`` choice, or a sentence encoder's ``first`` token or ``mean`` of all tokens (BERT only)."""
     shape: dict[str, int] = option({}, form="shape", applies="model.path=null")
     """For a model built from scratch: layers, hidden, heads, intermediate, vocabulary (largest size), positions."""
 

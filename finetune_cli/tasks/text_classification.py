@@ -55,9 +55,9 @@ class TextClassificationConfig(TaskConfig):
     """null: every row counts alike; ``auto``: a label's rows count inversely to its frequency; or a weight by label name."""
     threshold: float = option(0.5, above=0, below=1)
     """Multi-label: probability from which a label is given."""
-    few_shot: FewShot = option(FewShot.none, applies="model.pooling=mean")
+    few_shot: FewShot = option(FewShot.none, applies="model.pooling=mean|first")
     """``contrastive``: the encoder learns from pairs of rows and a logistic regression on its embeddings is the head (as in SetFit)."""
-    zero_shot: ZeroShot = option(ZeroShot.none, applies="model.pooling=mean")
+    zero_shot: ZeroShot = option(ZeroShot.none, applies="model.pooling=mean|first")
     """``embedding``: the head begins as the embeddings of the labels' descriptions, and with ``train.steps=0`` stays so."""
     descriptions: dict[str, str] = option({}, applies="task.zero_shot=embedding")
     """What a label means, by label: ``{sport: news about sport}``; a label without one is described by its name."""
