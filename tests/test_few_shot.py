@@ -159,7 +159,7 @@ def test_the_fitted_head_is_a_logistic_regression(labels: int) -> None:
     for start in (0.0, 7.0):
         model = network(labels)
         model.classifier.weight.data.fill_(start)
-        contrastive.fit(model, x, y, weights)
+        contrastive.fit(model, x, y, weights=weights)
         heads.append(model.classifier.weight.detach().double())
     assert torch.equal(*heads)
     size = float(np.linalg.norm(x.astype(np.float64), axis=1).mean())
@@ -170,6 +170,22 @@ def test_the_fitted_head_is_a_logistic_regression(labels: int) -> None:
     penalty = contrastive.PENALTY / 2 * head.square().sum() * (2 if labels == 2 else 1)  # of two labels only the difference is penalised
     for gradient in torch.autograd.grad(loss + penalty, (head, bias)):
         assert gradient.abs().max() < 1e-4
+
+
+def test_descriptions_are_rows_of_the_fitted_head() -> None:
+    """Each counts as so many equal rows."""
+    draw = np.random.default_rng(6)
+    x, known = (F.normalize(torch.from_numpy(draw.normal(size=(n, 48))), dim=-1).numpy() for n in (9, 3))
+    y, times = np.arange(9) % 3, int(contrastive.DESCRIPTION)
+    heads = []
+    for rows in (
+        {"embeddings": x, "targets": y, "known": known},
+        {"embeddings": np.concatenate([x, *[known] * times]), "targets": np.concatenate([y, *[np.arange(3)] * times])},
+    ):
+        model = network()
+        contrastive.fit(model, weights=None, **rows)
+        heads.append(model.classifier.weight.detach())
+    torch.testing.assert_close(*heads, rtol=1e-3, atol=1e-4)
 
 
 # runs ------------------------------------------------------------------------------------------------------------------------
@@ -227,7 +243,7 @@ def test_the_exported_head_is_the_one_fitted_to_the_training_rows(
     with torch.inference_mode():
         seen = model.base_model(**tokenizer(texts(rows, "text"), padding=True, return_tensors="pt")).pooler_output.numpy()
     given = model.classifier.weight.detach().clone()
-    contrastive.fit(model, seen, labels, None)
+    contrastive.fit(model, seen, labels, weights=None)
     torch.testing.assert_close(model.classifier.weight.detach(), given, rtol=2e-2, atol=2e-2 * float(given.abs().max()))
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 INVERSE_TEMPERATURE = 20.0
 """Zero-shot logits are this many times the cosine; as in sentence-transformers' ranking loss."""
+DESCRIPTION = 8.0
+"""Training rows that a label's description counts as, where a fitted head has descriptions too."""
 PENALTY = 0.02
 """Weight of the squared weights in the head's regression on embeddings of length 1, beside the mean log loss of the rows."""
 
@@ -53,14 +55,23 @@ def pair_loss(embeddings: Tensor, targets: Tensor) -> Tensor:
     return (unit @ unit.T - same).square().triu(1).sum()
 
 
-def fit(model: Any, embeddings: np.ndarray, targets: np.ndarray, weights: Sequence[float] | None) -> None:
-    """Set the classifier to the logistic regression of ``targets`` [N] on ``embeddings`` [N, H], rows weighted by their label's weight."""
+def fit(
+    model: Any, embeddings: np.ndarray, targets: np.ndarray, *, weights: Sequence[float] | None, known: np.ndarray | None = None
+) -> None:
+    """Set the classifier to the logistic regression of ``targets`` [N] on ``embeddings`` [N, H], rows weighted by their label's weight.
+
+    ``known`` [K, H] are the embeddings of the labels' descriptions: further rows, each worth DESCRIPTION of the others.
+    """
     import numpy as np
     from sklearn.linear_model import LogisticRegression
 
+    each = np.ones(len(targets)) if weights is None else np.asarray(weights, np.float64)[targets]
+    if known is not None:
+        embeddings = np.concatenate([embeddings, known])
+        targets = np.concatenate([targets, np.arange(len(known))])
+        each = np.concatenate([each, np.full(len(known), DESCRIPTION)])
     x = embeddings.astype(np.float64)
     size = float(np.linalg.norm(x, axis=1).mean())
-    each = np.ones(len(targets)) if weights is None else np.asarray(weights, np.float64)[targets]
     head = LogisticRegression(C=1 / (PENALTY * each.sum()), max_iter=1000, tol=1e-8)
     head.fit(x / size, targets, sample_weight=each)
     weight, bias = head.coef_ / size, head.intercept_
@@ -84,20 +95,26 @@ def descriptions(given: dict[str, str], labels: Sequence[str]) -> list[str]:
     return [given.get(name, name) for name in labels]
 
 
-def describe(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[str]:
-    """Set the classifier so that logits are scaled cosines to the ``texts``, one a label; the names of what was set."""
-    import numpy as np
+def embed(model: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
+    """Embeddings of a few texts, [N, H]."""
     import torch
 
-    was_training = model.training
+    was_training, where = model.training, model.classifier.weight.device
     model.eval()
     with torch.inference_mode():
-        inputs = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        known = model.base_model(**inputs).pooler_output.double().numpy()  # [K, H]
+        inputs = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(where)
+        known: np.ndarray = model.base_model(**inputs).pooler_output.double().cpu().numpy()
     model.train(was_training)
+    return known
+
+
+def describe(model: Any, known: np.ndarray) -> list[str]:
+    """Set the classifier so that logits are scaled cosines to ``known`` [K, H], one a label; the names of what was set."""
+    import numpy as np
+
     sizes = np.linalg.norm(known, axis=1)
     weight = INVERSE_TEMPERATURE * known / sizes[:, None] / sizes.mean()  # embeddings of mean pooling all have nearly one length
-    return _set_classifier(model, weight, np.zeros(len(texts)))
+    return _set_classifier(model, weight, np.zeros(len(known)))
 
 
 def _set_classifier(model: Any, weight: np.ndarray, bias: np.ndarray) -> list[str]:

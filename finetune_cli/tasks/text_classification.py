@@ -58,7 +58,7 @@ class TextClassificationConfig(TaskConfig):
     few_shot: FewShot = option(FewShot.none, applies="model.pooling=mean|first")
     """``contrastive``: the encoder learns from pairs of rows and a logistic regression on its embeddings is the head (as in SetFit)."""
     zero_shot: ZeroShot = option(ZeroShot.none, applies="model.pooling=mean|first")
-    """``embedding``: the head begins as the embeddings of the labels' descriptions, and with ``train.steps=0`` stays so."""
+    """``embedding``: the head begins as the embeddings of the labels' descriptions; a few-shot head counts them as rows."""
     descriptions: dict[str, str] = option({}, applies="task.zero_shot=embedding")
     """What a label means, by label: ``{sport: news about sport}``; a label without one is described by its name."""
 
@@ -187,9 +187,14 @@ class TextClassification(Task[TextClassificationConfig]):
         return self.contrastive
 
     def prepare(self, model: nn.Module) -> list[str]:
+        known = self._described(model)
+        return [] if known is None else contrastive.describe(model, known)
+
+    def _described(self, model: nn.Module) -> np.ndarray | None:
+        """Embeddings of the labels' descriptions, [K, H]; None where the task does not look at them."""
         if self.config.zero_shot == ZeroShot.none:
-            return []
-        return contrastive.describe(model, self.tokenizer, contrastive.descriptions(self.config.descriptions, self.labels))
+            return None
+        return contrastive.embed(model, self.tokenizer, contrastive.descriptions(self.config.descriptions, self.labels))
 
     def fitting_head(self) -> Self | None:
         if not self.contrastive:
@@ -199,7 +204,8 @@ class TextClassification(Task[TextClassificationConfig]):
         return task
 
     def fit_head(self, model: nn.Module, evaluation: Evaluation) -> None:
-        contrastive.fit(model, evaluation.outputs["embeddings"], evaluation.targets[evaluation.rows], self.facts["weights"])
+        seen, targets = evaluation.outputs["embeddings"], evaluation.targets[evaluation.rows]
+        contrastive.fit(model, seen, targets, weights=self.facts["weights"], known=self._described(model))
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         return contrastive.see(model, batch) if self.contrastive else super().forward(model, batch)
