@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune_cli import randomness
+from finetune_cli import pooling, randomness
 from finetune_cli.config.schema import ModelConfig
 from finetune_cli.data.chat_templates import CHATML
 from finetune_cli.errors import Diverged, MachineError, UserError
@@ -124,6 +124,12 @@ def load_config(source: Source, config: ModelConfig, *, offline: bool) -> Any:
         )
 
 
+def family(model_config: Any, architecture: str) -> str:
+    """``model_type`` of a located model, or of the one that ``build`` makes where there is none."""
+    built = {"encoder": "bert", "decoder": "llama", "encoder-decoder": "t5"}
+    return built[architecture] if model_config is None else str(getattr(model_config, "model_type", ""))
+
+
 def load_tokenizer(source: Source, config: ModelConfig, *, offline: bool) -> Any:
     """The tokenizer of a located model, with a padding token."""
     from transformers import AutoTokenizer
@@ -203,7 +209,7 @@ def load(
     if not held:
         check_finite(model, source.name)
         _in_own_memory(model)
-    return model, new
+    return model, _pooled(model, config, new)
 
 
 def skeleton(config: ModelConfig, task: Task[Any], model_config: Any) -> nn.Module:
@@ -256,7 +262,13 @@ def build(config: ModelConfig, task: Task[Any], tokenizer: Any, *, seed: int) ->
     torch.manual_seed(randomness.key(seed, "init"))
     model = getattr(transformers, task.auto_class).from_config(model_config, dtype=torch.float32)
     assert isinstance(model, nn.Module)
+    _pooled(model, config, [])
     return model
+
+
+def _pooled(model: Any, config: ModelConfig, new: list[str]) -> list[str]:
+    """Build the pooling that was asked for into the model; which of the ``new`` parameters are still drawn from the seed."""
+    return sorted(set(new) - set(pooling.build_in(model, config.pooling)))
 
 
 def _bert(shape: dict[str, int], tokenizer: Any) -> Any:

@@ -13,7 +13,7 @@ FLOORS = [
     "config storage randomness",
     "device run metrics baselines data encoded console corpora",
     "tasks",
-    "models adapters packing batching",
+    "models adapters pooling packing batching",
     "checkpoint",
     "engine report",
     "commands",

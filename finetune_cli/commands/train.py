@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from finetune_cli import adapters, batching, checkpoint, console, device, metrics, models, packing, tasks
+from finetune_cli import adapters, batching, checkpoint, console, device, metrics, models, packing, pooling, tasks
 from finetune_cli.adapters import Adapter
 from finetune_cli.checkpoint import Knowledge, Saver
-from finetune_cli.config import Invocation, TrainConfig, saved
+from finetune_cli.config import Invocation, Pooling, TrainConfig, saved
 from finetune_cli.data import Splits, audit, load_splits
 from finetune_cli.device import DevicePlan
 from finetune_cli.encoded import Examples
@@ -220,38 +220,55 @@ def _check_options(config: TrainConfig, task: Task[Any], splits: Splits) -> list
 
 def _reader(config: TrainConfig, resumed: Resumed | None, source: models.Source | None, splits: Splits) -> tuple[Any, Any, int]:
     """(tokenizer, transformers config or None, longest input) of the checkpoint, of the named model, or learnt from the training texts."""
+    kind = tasks.get(config.task.name)
     if resumed and resumed.checkpoint:
         source = models.Source(str(resumed.checkpoint), None, "")
+    model_config = None if source is None else models.load_config(source, config.model, offline=config.offline)
+    pooling.refuse_unknown(config.model, auto_class=kind.auto_class, model_type=models.family(model_config, kind.architecture))
     if source is not None:
-        model_config = models.load_config(source, config.model, offline=config.offline)
         tokenizer = models.load_tokenizer(source, config.model, offline=config.offline)
         models.check_vocabulary(tokenizer, model_config, source.name)
         return tokenizer, model_config, models.length_limit(model_config, tokenizer)
     with console.working("learning a vocabulary from the training texts"):
-        kind = tasks.get(config.task.name)
         tokenizer = models.train_tokenizer(training_texts(kind, splits.rows["train"], splits.roles), config.model, kind.architecture)
     return tokenizer, None, int(tokenizer.model_max_length)
 
 
 def _model(config: TrainConfig, p: Prepared, resumed: Resumed | None, directory: Run) -> tuple[nn.Module, Adapter | None]:
     """The model with this run's head, and its adapter if any: from the checkpoint, from pretrained weights, or from scratch."""
-    where, new = p.device.device.type, list[str]()
+    where = p.device.device.type
     if resumed and resumed.checkpoint:
         model, adapter = checkpoint.load_model(resumed.checkpoint, p.task, offline=config.offline, device=where)
     else:
-        if p.source is None:
-            model = models.build(config.model, p.task, p.tokenizer, seed=config.train.seed)
-        else:
-            held = adapters.loading(config.model, where)
-            with console.working("loading the model"):
-                model, new = models.load(
-                    p.source, config.model, p.task, p.model_config, seed=config.train.seed, offline=config.offline, held=held
-                )
-            console.say(f"new in the model, drawn from the seed: {', '.join(new) or 'nothing'}")
-        adapter = adapters.attach(model, config.model, source=p.source, new=new, kept=directory.base_dir, seed=config.train.seed)
+        model, new, drawn = _fresh(config, p, where)
+        changed = config.model.pooling != Pooling.own or drawn != new
+        source = None if changed else p.source  # a base that is no longer what its name says is kept in the run
+        adapter = adapters.attach(model, config.model, source=source, new=new, kept=directory.base_dir, seed=config.train.seed)
     if config.model.gradient_checkpointing:
         models.checkpoint_gradients(model)
     return model, adapter
+
+
+def _fresh(config: TrainConfig, p: Prepared, where: str) -> tuple[nn.Module, list[str], list[str]]:
+    """A model before its first step, the names of what its source did not have, and of those what stays as the seed drew it."""
+    if p.source is None:
+        model, new = models.build(config.model, p.task, p.tokenizer, seed=config.train.seed), list[str]()
+    else:
+        held = adapters.loading(config.model, where)
+        with console.working("loading the model"):
+            model, new = models.load(
+                p.source, config.model, p.task, p.model_config, seed=config.train.seed, offline=config.offline, held=held
+            )
+    known = p.task.prepare(model)
+    drawn = [name for name in new if name not in known]
+    if known:
+        console.say(f"set by the task before the first step: {', '.join(known)}")
+    if p.source is not None:
+        console.say(f"new in the model, drawn from the seed: {', '.join(drawn) or 'nothing'}")
+    random = drawn if p.source is not None else ["every weight"]
+    if config.train.steps == 0 and random and p.task.fitting_head() is None:
+        console.warn(f"train.steps=0 trains nothing, and this stays random: {', '.join(random)}; the answers mean nothing")
+    return model, new, drawn
 
 
 def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory: Run, resumed: Resumed | None, stop: StopFlag) -> Trainer:

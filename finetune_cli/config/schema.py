@@ -77,6 +77,12 @@ class Order(StrEnum):
     shuffled = "shuffled"
 
 
+class Pooling(StrEnum):
+    own = "own"
+    first = "first"
+    mean = "mean"
+
+
 class DataFormat(StrEnum):
     auto = "auto"
     csv = "csv"
@@ -147,6 +153,8 @@ class ModelConfig:
     """Dropout of embeddings, hidden layers, attention and head; null keeps the model's own."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+    pooling: Pooling = Pooling.own
+    """What the head reads: the model's ``own`` choice, or a sentence encoder's ``first`` token or ``mean`` of all tokens (BERT only)."""
     shape: dict[str, int] = option({}, form="shape", applies="model.path=null")
     """For a model built from scratch: layers, hidden, heads, intermediate, vocabulary (largest size), positions."""
     adapter: AdapterName = AdapterName.none
@@ -215,6 +223,8 @@ class DataConfig:
     """Longest input in tokens; null is the model's own limit. Longer rows are cut and counted."""
     max_rows: int | None = option(None, least=1)
     """Use at most this many training rows, drawn by the seed."""
+    rows_per_label: int | None = option(None, least=1)
+    """Use this many training rows of each label, drawn by the seed: a few-shot experiment."""
     max_truncated: float = option(0.1, least=0, most=1)
     """Largest share of training rows that may be cut at ``data.max_length``."""
     max_leaked: float = option(0.05, least=0, most=1)
@@ -277,8 +287,8 @@ class TrainSection:
 
     epochs: float = option(3.0, above=0, most=100_000)
     """Passes over the training rows; ignored where ``train.steps`` is set."""
-    steps: int | None = option(None, least=1)
-    """Optimizer steps in all; null: from ``train.epochs``."""
+    steps: int | None = option(None, least=0)
+    """Optimizer steps in all; null: from ``train.epochs``; 0: the model as it begins is scored, saved and exported."""
     batch_size: int = option(32, least=1, most=10_000_000)
     """Rows per optimizer step, whatever the hardware."""
     seed: int = option(42, least=0, most=2**32 - 1)

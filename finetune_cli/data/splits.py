@@ -270,12 +270,38 @@ class _Loading:
         return [min(cell, key=lambda label: (frequency[label], label)) if cell else "" for cell in cells]
 
     def cap_train(self) -> None:
-        """Draws ``data.max_rows`` training rows."""
+        """Draws ``data.rows_per_label`` training rows of each label, and of what there is at most ``data.max_rows``."""
+        if self.config.rows_per_label is not None:
+            self._draw_per_label(self.config.rows_per_label)
         rows, most = self.rows["train"], self.config.max_rows
         if most is not None and len(rows) > most:
             drawn = np.sort(generator(self.seed, "max_rows").permutation(len(rows))[:most])
             self.rows["train"] = rows.take(drawn)
             self.notes.append(f"train: {most:,} of {count(len(rows), 'row')} (data.max_rows, drawn by seed {self.seed})")
+
+    def _draw_per_label(self, number: int) -> None:
+        """So many training rows of each label; rows with several count as of their rarest. Raises UserError where a label has too few."""
+        rows = self.rows["train"]
+        strata = self._strata(rows) if self.labelled and self.stratify and "train" in self.carry else None
+        if strata is None:
+            raise UserError(
+                "rows are drawn for each label, and these rows have no labels to draw by",
+                where="data.rows_per_label",
+                fix="leave data.rows_per_label out, or data.max_rows=N for any N rows",
+            )
+        held = {name: np.flatnonzero(np.array([label == name for label in strata])) for name in sorted(set(strata))}
+        few = {name: len(places) for name, places in held.items() if len(places) < number}
+        if few:
+            told = ", ".join(f"{name!r} has {have}" for name, have in list(few.items())[:5])
+            raise UserError(
+                f"data.rows_per_label is {number}, but {told} training {'row' if set(few.values()) == {1} else 'rows'}",
+                where="data.rows_per_label",
+                fix=f"data.rows_per_label={min(few.values())}, or more rows of {', '.join(map(repr, list(few)[:5]))}",
+            )
+        drawn = [places[generator(self.seed, f"rows_per_label/{name}").permutation(len(places))[:number]] for name, places in held.items()]
+        self.rows["train"] = rows.take(np.sort(np.concatenate(drawn)))
+        how = f"data.rows_per_label, drawn by seed {self.seed}"
+        self.notes.append(f"train: {number} rows of each of {len(held)} labels, of {count(len(rows), 'row')} ({how})")
 
     def done(self, wanted: list[str]) -> Splits:
         assert self.roles is not None

@@ -63,7 +63,7 @@ class Timetable:
     def of(cls, config: TrainSection, rows: int) -> Timetable:
         """From the config and the number of training examples."""
         per_epoch = math.ceil(rows / config.batch_size)
-        total = config.steps or max(1, math.ceil(config.epochs * per_epoch))
+        total = max(1, math.ceil(config.epochs * per_epoch)) if config.steps is None else config.steps
 
         def every(value: Any) -> int:
             return per_epoch if value == "epoch" else int(value)
@@ -100,6 +100,7 @@ class Trainer:
     _epoch: tuple[int, list[np.ndarray]] = field(init=False, default=(-1, []))
     _loss: torch.Tensor = field(init=False)
     _saved: tuple[int, bool] = field(init=False, default=(-1, True))
+    _head_of: int = field(init=False, default=-1)
 
     def __post_init__(self) -> None:
         self.updater = Updater(self.model, self.optimizer, clip=self.config.clip, device=self.device.device, scaler=self.device.scaler())
@@ -169,8 +170,21 @@ class Trainer:
         return self.task.collate(examples.columns, self.train.targets[examples.row], self.layout, key=key)
 
     # -- scoring and saving --------------------------------------------------------------------
+    def settle_head(self) -> None:
+        """Let the task fit its head to the training rows as the model sees them now, where gradients do not train it.
+
+        Once a step; a stop does not interrupt it, because what a stop saves needs the head.
+        """
+        task = self.task.fitting_head()
+        if task is None or self._head_of == self.state.step:
+            return
+        inferred = infer(task, self.model, self.train, layout=self.layout, plan=self.plan, device=self.device, check=lambda: None)
+        task.fit_head(self.model, Evaluation(inferred.outputs, self.train.targets, self.config.seed, inferred.rows))
+        self._head_of = self.state.step
+
     def scores(self, data: Labelled) -> dict[str, float]:
         """Loss and the task's metrics on the validation rows, with the facts that they settle."""
+        self.settle_head()
         inferred = infer(self.task, self.model, data, layout=self.layout, plan=self.plan, device=self.device, check=self.check)
         assert data.targets is not None and inferred.loss is not None
         evaluation = Evaluation(inferred.outputs, data.targets, self.config.seed, inferred.rows)
@@ -200,6 +214,7 @@ class Trainer:
     def save(self, *, best: bool) -> None:
         """Commit weights and state as of now."""
         self.updater.raise_if_bad()
+        self.settle_head()
         self.state.loss_sum = float(self._loss)
         self.state.metrics_bytes = self.run.metrics_bytes()
         self.state.plan = self.plan.saved()
@@ -228,7 +243,7 @@ def fit(trainer: Trainer) -> None:
     clock = _Clock(trainer)
     with console.Progress(t.total, start=state.step) as progress:
         try:
-            if not state.closed:
+            if not state.closed or (t.total == 0 and not state.finished):
                 close_step(trainer, clock, progress)
             while state.step < t.total and not state.finished:
                 trainer.step()
@@ -254,10 +269,12 @@ def close_step(trainer: Trainer, clock: _Clock, progress: console.Progress) -> N
     scores: dict[str, float] = {}
     if log:
         trainer.updater.raise_if_bad()
-        record["train/loss"] = float(trainer._loss) / state.loss_steps
-        record["train/lr"] = learning_rate(trainer.optimizer, state.step - 1, t.total)
+        if state.loss_steps:
+            record["train/loss"] = float(trainer._loss) / state.loss_steps
+            record["train/lr"] = learning_rate(trainer.optimizer, state.step - 1, t.total)
         clock.stop()  # the device has caught up: reading the loss waited for it
-        clock.show(progress, record)
+        if state.loss_steps:
+            clock.show(progress, record)
     if score:
         assert trainer.validation is not None
         trainer.updater.raise_if_bad()

@@ -119,8 +119,6 @@ class Task(ABC, Generic[C]):
     """Whether rows carry an answer apart from their text; a language model's rows are their own answer."""
     stratified: ClassVar[bool] = True
     """Whether a validation split keeps the shares of the labels."""
-    rows_interact: ClassVar[bool] = False
-    """Whether a row's loss depends on the other rows of its batch, so that a batch must not be split."""
 
     def __init__(self, config: C, facts: Facts, tokenizer: Any = None) -> None:
         self.config = config
@@ -139,6 +137,11 @@ class Task(ABC, Generic[C]):
         task = copy.copy(self)
         task.facts = facts
         return task
+
+    @property
+    def rows_interact(self) -> bool:
+        """Whether a row's loss depends on the other rows of its batch, so that a batch must not be split."""
+        return False
 
     # -- rows ----------------------------------------------------------------------------------
     @classmethod
@@ -217,6 +220,13 @@ class Task(ABC, Generic[C]):
         Raises UserError for a model that cannot do what is asked.
         """
 
+    def prepare(self, model: nn.Module) -> list[str]:
+        """Set what the task can say of a model before its first step, such as a head made of label descriptions; not on a resume.
+
+        The model is as it was loaded: padded, on the CPU. Returns the names of the parameters that were set.
+        """
+        return []
+
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """The one forward pass of train, eval and predict."""
         return model(**batch.inputs)
@@ -240,6 +250,16 @@ class Task(ABC, Generic[C]):
         They are saved with the checkpoint that gave them, and scores are computed with them.
         """
         return None
+
+    def fitting_head(self) -> Self | None:
+        """The task as it looks at the training rows to fit its head to them; None where gradients train the head.
+
+        Asked before each scoring and each checkpoint. What its ``infer`` gives of the training rows goes to ``fit_head``.
+        """
+        return None
+
+    def fit_head(self, model: nn.Module, evaluation: Evaluation) -> None:
+        """Set the head to what fits the training rows best: a function of the evaluation alone, whatever the head was before."""
 
     def fold(self, model: nn.Module) -> Facts | None:
         """Fold learnt scales into the last layer, so that plain transformers gives the same answers.

@@ -1,21 +1,24 @@
 """text-classification: one text or a pair in; one label of several, or any number of labels, out."""
 
+# ruff: noqa: RUF009 (option() makes a dataclass field, not a shared default)
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from finetune_cli.config.schema import DataConfig, TaskConfig, option
 from finetune_cli.errors import UserError
-from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Outputs, Prediction, Score, Task
+from finetune_cli.tasks import contrastive
+from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Task
 from finetune_cli.tasks.tokens import encode_texts
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from finetune_cli.data import Roles, Rows
     from finetune_cli.encoded import Columns, Examples
@@ -28,6 +31,16 @@ class Labels(str, Enum):
     multi = "multi"
 
 
+class FewShot(str, Enum):
+    none = "none"
+    contrastive = "contrastive"
+
+
+class ZeroShot(str, Enum):
+    none = "none"
+    embedding = "embedding"
+
+
 @dataclass(kw_only=True, slots=True)
 class TextClassificationConfig(TaskConfig):
     """``task=text-classification``."""
@@ -36,12 +49,18 @@ class TextClassificationConfig(TaskConfig):
     """One text or a pair in, labels out."""
     labels: Labels = Labels.auto
     """``single``: exactly one label a row; ``multi``: any number; auto: multi where a cell is a list or several columns are labels."""
-    label_smoothing: float = option(0.0, least=0, below=1)
+    label_smoothing: float = option(0.0, least=0, below=1, applies="task.few_shot=none")
     """Share of the target that is spread over all labels."""
     class_weights: Any = None
     """null: every row counts alike; ``auto``: a label's rows count inversely to its frequency; or a weight by label name."""
     threshold: float = option(0.5, above=0, below=1)
     """Multi-label: probability from which a label is given."""
+    few_shot: FewShot = option(FewShot.none, applies="model.pooling=mean|first")
+    """``contrastive``: the encoder learns from pairs of rows and a logistic regression on its embeddings is the head (as in SetFit)."""
+    zero_shot: ZeroShot = option(ZeroShot.none, applies="model.pooling=mean|first")
+    """``embedding``: the head begins as the embeddings of the labels' descriptions; a few-shot head counts them as rows."""
+    descriptions: dict[str, str] = option({}, applies="task.zero_shot=embedding")
+    """What a label means, by label: ``{sport: news about sport}``; a label without one is described by its name."""
 
 
 class TextClassification(Task[TextClassificationConfig]):
@@ -52,6 +71,7 @@ class TextClassification(Task[TextClassificationConfig]):
     auto_class = "AutoModelForSequenceClassification"
     plain_texts = True
     pipeline = "text-classification"
+    _embeds = False  # whether ``infer`` gives the embeddings that the head is fitted to
 
     # -- rows ----------------------------------------------------------------------------------
     @classmethod
@@ -71,7 +91,11 @@ class TextClassification(Task[TextClassificationConfig]):
             only = f"only one label, {next(iter(counts))!r}" if counts else "no label at all"
             raise UserError(f"the training rows hold {only}", where=rows.files[0], fix="give rows of at least two labels")
         names = label_names(data, list(counts))
+        if multi and (config.few_shot != FewShot.none or config.zero_shot != ZeroShot.none):
+            key = "task.few_shot" if config.few_shot != FewShot.none else "task.zero_shot"
+            raise UserError(f"{key} is for one label a row, and a row may have several", where=key, fix=f"leave {key} out")
         known = sorted(counts, key=_natural) if len(roles.labels) == 1 else list(roles.labels)
+        contrastive.descriptions(config.descriptions, [names.get(label, label) for label in known])
         return {
             "labels": [names.get(label, label) for label in known],
             "cells": known,
@@ -141,7 +165,8 @@ class TextClassification(Task[TextClassificationConfig]):
             return Batch(inputs, None)
         weights = self.facts["weights"]
         count = float(len(targets)) if weights is None or self.multi else float(np.asarray(weights)[targets].sum())
-        return Batch(inputs, torch.from_numpy(np.ascontiguousarray(targets)), {"loss": count})
+        weights_of = {"loss": count} | ({"contrastive": contrastive.pairs(len(targets))} if self.contrastive else {})
+        return Batch(inputs, torch.from_numpy(np.ascontiguousarray(targets)), weights_of)
 
     # -- model ---------------------------------------------------------------------------------
     def head(self) -> dict[str, Any]:
@@ -152,7 +177,53 @@ class TextClassification(Task[TextClassificationConfig]):
             "problem_type": "multi_label_classification" if self.multi else "single_label_classification",
         }
 
+    @property
+    def contrastive(self) -> bool:
+        """Whether pairs of rows train the encoder, and the head is fitted."""
+        return self.config.few_shot == FewShot.contrastive
+
+    @property
+    def rows_interact(self) -> bool:
+        return self.contrastive
+
+    def prepare(self, model: nn.Module) -> list[str]:
+        known = self._described(model)
+        return [] if known is None else contrastive.describe(model, known)
+
+    def _described(self, model: nn.Module) -> np.ndarray | None:
+        """Embeddings of the labels' descriptions, [K, H]; None where the task does not look at them."""
+        if self.config.zero_shot == ZeroShot.none:
+            return None
+        return contrastive.embed(model, self.tokenizer, contrastive.descriptions(self.config.descriptions, self.labels))
+
+    def fitting_head(self) -> Self | None:
+        if not self.contrastive:
+            return None
+        task = self.knowing(self.facts)
+        task._embeds = True
+        return task
+
+    def fit_head(self, model: nn.Module, evaluation: Evaluation) -> None:
+        seen, targets = evaluation.outputs["embeddings"], evaluation.targets[evaluation.rows]
+        contrastive.fit(model, seen, targets, weights=self.facts["weights"], known=self._described(model))
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        return contrastive.see(model, batch) if self.contrastive else super().forward(model, batch)
+
+    def infer(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor | Flat], dict[str, Tensor]]:
+        outputs = self.forward(model, batch)
+        if self._embeds:
+            return {"embeddings": outputs.embeddings.float()}, {}
+        return {"logits": outputs.logits.float()}, self.label_loss(outputs, batch) if batch.targets is not None else {}
+
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        if self.contrastive:
+            assert batch.targets is not None, "a loss needs targets"
+            return {"contrastive": contrastive.pair_loss(outputs.embeddings, batch.targets)}
+        return self.label_loss(outputs, batch)
+
+    def label_loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Sum of the rows' cross-entropies: the loss of a head that gradients train, and what scoring reports of any head."""
         import torch
         from torch.nn import functional as F
 
