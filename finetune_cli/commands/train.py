@@ -25,7 +25,7 @@ from finetune_cli.engine.preparation import Encoder, labelled, longest_input, tr
 from finetune_cli.engine.resume import Resumed
 from finetune_cli.engine.signals import StopFlag, stoppable
 from finetune_cli.errors import Diverged, Exit, FtuneError, Interrupted, Stopped, UserError
-from finetune_cli.metrics import DIRECTIONS
+from finetune_cli.metrics import better
 from finetune_cli.packing import Packed
 from finetune_cli.run import Run, State
 from finetune_cli.tasks.base import Task
@@ -180,14 +180,15 @@ def _prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | N
 
 def _check_options(config: TrainConfig, task: Task[Any], splits: Splits) -> list[Expectation]:
     """Options that only the task and the data can judge."""
+    task.refuse_misfits(training=True)
     names = task.metric_names()
     monitor = config.train.monitor
     if monitor is not None and monitor not in names:
         raise UserError(f"this task has no metric '{monitor}'", where="train.monitor", fix=f"one of {', '.join(sorted(names))}")
     if "validation" not in splits.labelled:
-        for key, value in (("train.monitor", monitor), ("train.patience", config.train.patience)):
-            if value is not None:
-                raise UserError(f"{key} needs validation rows, and there are none", where=key, fix="data.validation=0.1, or a file")
+        watching = [key for key, value in (("train.monitor", monitor), ("train.patience", config.train.patience)) if value is not None]
+        for key in watching + task.needs_validation(config.task):
+            raise UserError(f"{key} needs validation rows, and there are none", where=key, fix="data.validation=0.1, or a file")
     if config.expect and not splits.labelled & {"validation", "test"}:
         raise UserError(
             "an expectation needs labelled test or validation rows", where="expect", fix="data.test=FILE or data.validation=0.1"
@@ -314,7 +315,7 @@ def _say_plan(config: TrainConfig, p: Prepared, trainer: Trainer, warmup: int) -
     trainable, everything = models.parameters(trainer.model)
     t, plan, d = trainer.timetable, trainer.plan, p.device
     monitor = config.train.monitor or p.task.monitor
-    better = "higher" if DIRECTIONS[monitor] == "max" else "lower"
+    direction = "higher" if better(monitor) == "max" else "lower"
     lines = [
         ("device", f"{d.device} ({d.reasons['device']}), {d.threads} threads ({d.reasons['threads']})"),
         ("precision", f"{d.precision} ({d.reasons['precision']})"),
@@ -330,7 +331,7 @@ def _say_plan(config: TrainConfig, p: Prepared, trainer: Trainer, warmup: int) -
         ("longest input", f"{p.max_length} tokens"),
         (
             "monitor",
-            f"validation {monitor}, {better} is better" if trainer.validation else "no validation rows: the last checkpoint is the best",
+            f"validation {monitor}, {direction} is better" if trainer.validation else "no validation rows: the last checkpoint is the best",
         ),
         ("run", str(trainer.run.path)),
     ]

@@ -17,8 +17,9 @@ from finetune_cli.engine.export import ReloadCheck
 from finetune_cli.engine.inference import Labelled
 from finetune_cli.engine.loop import Trainer
 from finetune_cli.engine.scoring import Scored
-from finetune_cli.metrics import DIRECTIONS
-from finetune_cli.tasks.base import Score
+from finetune_cli.metrics import better
+from finetune_cli.run import Run
+from finetune_cli.tasks.base import Score, Task
 from finetune_cli.tasks.sections import Table
 
 BASELINE_ROWS = 20_000
@@ -36,6 +37,7 @@ def finish(
     assert known is not None, "a checkpoint of ours says what it knows"
     trainer.know(known.facts)
     task = trainer.task
+    _say_settled(task, run)
     if best.name != run.store.last().name:  # type: ignore[union-attr]
         trainer.model.load_state_dict(checkpoint.load_model(best, task).state_dict())
     names = [name for name in ("validation", "test") if name in data and name in splits.labelled]
@@ -72,6 +74,14 @@ def finish(
         _warn_if_nothing_was_learnt(judged, monitor, scores[judged], free)
     entry = scores.get("validation", {}).get(monitor)
     return None if entry is None else entry["value"]
+
+
+def _say_settled(task: Task[Any], run: Run) -> None:
+    """Say which facts of the best checkpoint its validation rows settled."""
+    before = task.knowing(run.manifest()["facts"]).told_facts()
+    for name, text in task.told_facts():
+        if (name, text) not in before:
+            console.say(f"{name}: {text}")
 
 
 def _score(trainer: Trainer, splits: Splits, data: Labelled, name: str) -> Scored:
@@ -193,7 +203,7 @@ def _warn_if_nothing_was_learnt(judged: str, monitor: str, score: Score, free: d
     """Say so where the model is no better than the answer that needs no model."""
     if monitor not in score:
         return
-    value, sign = score[monitor]["value"], 1.0 if DIRECTIONS[monitor] == "max" else -1.0
+    value, sign = score[monitor]["value"], 1.0 if better(monitor) == "max" else -1.0
     for name, scores in free.items():
         constant = scores.get(monitor)
         if name.startswith(CONSTANT) and constant is not None and sign * value <= sign * constant:

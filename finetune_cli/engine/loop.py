@@ -25,7 +25,7 @@ from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.engine.objective import plain
 from finetune_cli.engine.optimizer import Updater, learning_rate
 from finetune_cli.errors import Diverged, Stopped
-from finetune_cli.metrics import DIRECTIONS
+from finetune_cli.metrics import better
 from finetune_cli.run import Run
 from finetune_cli.tasks.base import Evaluation, Facts, Layout, Task
 
@@ -155,7 +155,7 @@ class Trainer:
             self.check()
             torch.manual_seed(randomness.key(self.config.seed, "dropout", self.state.step, number))
             for turn, sums in enumerate(objective(self.model, batch.to(self.device.device))):
-                loss = torch.stack([value / weights[name] for name, value in sums.items()]).sum()
+                loss = torch.stack([value / (weights[name] or 1.0) for name, value in sums.items()]).sum()  # a sum of no row is 0
                 scaler = self.updater.scaler
                 torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
                 if turn == 0:
@@ -187,15 +187,15 @@ class Trainer:
         """Note a scoring: whether it is the best so far. NaN never is, and counts as no improvement."""
         name = self.config.monitor or self.task.monitor
         value = scores[name]
-        sign = 1.0 if DIRECTIONS[name] == "max" else -1.0
+        sign = 1.0 if better(name) == "max" else -1.0
         if not math.isfinite(value):
             console.warn(f"validation {name} is not finite at step {self.state.step}: it counts as no improvement")
-        better = math.isfinite(value) and (self.state.best is None or sign * value > sign * self.state.best)
-        if better:
+        improved = math.isfinite(value) and (self.state.best is None or sign * value > sign * self.state.best)
+        if improved:
             self.state.best, self.state.best_step, self.state.misses = value, self.state.step, 0
         else:
             self.state.misses += 1
-        return better
+        return improved
 
     def save(self, *, best: bool) -> None:
         """Commit weights and state as of now."""

@@ -9,19 +9,24 @@ never dropped from a mean.
 from __future__ import annotations
 
 from finetune_cli.metrics.bootstrap import RESAMPLES, Entry, Measures, entry, score, values
-from finetune_cli.metrics.classification import classification, classification_measures, multilabel, multilabel_measures
-from finetune_cli.metrics.details import Calibration, ClassRow, best_thresholds, by_length, calibration, confusion, per_class, per_label
+from finetune_cli.metrics.classification import Answers, classification, classification_measures, multilabel, multilabel_measures, quality
+from finetune_cli.metrics.details import Calibration, ClassRow, by_length, calibration, confusion, per_class, per_label
+from finetune_cli.metrics.joint import joint_measures
 from finetune_cli.metrics.names import DIRECTIONS, Direction, better, title
 from finetune_cli.metrics.regression import regression, regression_measures
+from finetune_cli.metrics.tuning import Confidence, best_temperature, best_thresholds, least_confidence, probabilities
 
 __all__ = [
     "DIRECTIONS",
     "RESAMPLES",
+    "Answers",
     "Calibration",
     "ClassRow",
+    "Confidence",
     "Direction",
     "Entry",
     "Measures",
+    "best_temperature",
     "best_thresholds",
     "better",
     "by_length",
@@ -30,10 +35,14 @@ __all__ = [
     "classification_measures",
     "confusion",
     "entry",
+    "joint_measures",
+    "least_confidence",
     "multilabel",
     "multilabel_measures",
     "per_class",
     "per_label",
+    "probabilities",
+    "quality",
     "regression",
     "regression_measures",
     "score",

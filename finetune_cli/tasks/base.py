@@ -130,6 +130,16 @@ class Task(ABC, Generic[C]):
         task.facts = facts
         return task
 
+    # -- options -------------------------------------------------------------------------------
+    @classmethod
+    def needs_validation(cls, config: C) -> list[str]:
+        """Keys of the options, as they are set, that only validation rows can settle."""
+        return []
+
+    def refuse_misfits(self, *, training: bool) -> None:
+        """Raise UserError for an option that does not fit the facts; called before a model is loaded."""
+        return
+
     # -- rows ----------------------------------------------------------------------------------
     @classmethod
     def arrange(cls, config: C, rows: Rows, data: DataConfig, *, labelled: bool) -> tuple[Rows, Roles, list[str]]:
