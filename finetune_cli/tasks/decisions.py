@@ -46,14 +46,14 @@ class Decisions:
     """Validation rows that settled it."""
 
     def told(self, names: Sequence[str], thresholds: Sequence[float] | None, asked: Asked) -> list[tuple[str, str]]:
-        """In words: (what, text). ``names`` are those of the thresholds in use."""
+        """In words: (what, text). ``names`` are those of the labels that thresholds decide."""
         told = []
         on = f"on the {self.rows:,} validation rows" if self.rows else "on the validation rows"
         if thresholds is not None and (isinstance(asked.threshold, (int, float)) or self.given or self.tuned):
             stated = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, thresholds, strict=True))
             tuned = self.tuned is not None and not isinstance(asked.threshold, (int, float))
             told.append(("thresholds", f"{stated} ({f'of highest F1 {on}, so F1 there flatters itself' if tuned else 'stated'})"))
-        elif asked.threshold == "auto":
+        elif asked.threshold == "auto" and names:
             told.append(("thresholds", f"those of highest F1 {on}, found at each scoring"))
         if self.quality:
             changes = ", ".join(f"{name} {before:.4f} to {after:.4f}" for name, (before, after) in self.quality.items())

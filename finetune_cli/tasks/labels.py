@@ -219,7 +219,8 @@ class LabelSet:
         told = [("labels", f"{', '.join(f'{i} {name}' for i, name in enumerate(self.names[:40]))} ({len(self)}, {kind})")]
         if self.weights:
             told.append(("class weights", ", ".join(f"{name} {w:.3g}" for name, w in zip(self.names, self.weights, strict=True))))
-        return told + self.decisions.told(self.names if self.multi else self.names[1:], self.thresholds(options), options)
+        deciding = () if not self.thresholded else self.names if self.multi else self.names[1:]
+        return told + self.decisions.told(deciding, self.thresholds(options), options)
 
 
 def natural(label: str) -> tuple[int, float, str]:
