@@ -67,15 +67,16 @@ def test_every_option_has_its_help_and_a_lawful_default() -> None:
 
 
 def test_what_options_say_of_themselves_is_known() -> None:
-    for verb, option in every_option():
-        assert not option.form or option.form in FORMS, option.key
-        assert not SECRET_KEY.search(option.key), option.key
-        condition = option.metadata.get("applies", "")
-        if condition:
-            key, _, values = condition_parts(condition)
-            other = options_of(verb, TASKS)[key]
-            if isinstance(other.kind, type) and issubclass(other.kind, Enum):
-                assert set(values.split("|")) <= {str(member.value) for member in other.kind}, option.key
+    for table in (options(schema, task=task) for schema in SCHEMAS.values() for task in TASKS.values()):
+        for option in table.values():
+            assert not option.form or option.form in FORMS, option.key
+            assert not SECRET_KEY.search(option.key), option.key
+            condition = option.metadata.get("applies", "")
+            if condition:
+                key, _, values = condition_parts(condition)
+                other = table[key]
+                if isinstance(other.kind, type) and issubclass(other.kind, Enum):
+                    assert set(values.split("|")) <= {str(member.value) for member in other.kind}, option.key
 
 
 def test_the_table_of_options_has_every_key_once() -> None:

@@ -203,14 +203,15 @@ def _say_supervision(task: Task[Any], examples: dict[str, Examples], splits: Spl
 
 def _check_options(config: TrainConfig, task: Task[Any], splits: Splits) -> list[Expectation]:
     """Options that only the task and the data can judge."""
+    task.refuse_misfits(training=True)
     names = task.metric_names()
     monitor = config.train.monitor
     if monitor is not None and monitor not in names:
         raise UserError(f"this task has no metric '{monitor}'", where="train.monitor", fix=f"one of {', '.join(sorted(names))}")
     if "validation" not in splits.labelled:
-        for key, value in (("train.monitor", monitor), ("train.patience", config.train.patience)):
-            if value is not None:
-                raise UserError(f"{key} needs validation rows, and there are none", where=key, fix="data.validation=0.1, or a file")
+        watching = [key for key, value in (("train.monitor", monitor), ("train.patience", config.train.patience)) if value is not None]
+        for key in watching + task.needs_validation(config.task):
+            raise UserError(f"{key} needs validation rows, and there are none", where=key, fix="data.validation=0.1, or a file")
     if config.expect and not splits.labelled & {"validation", "test"}:
         raise UserError(
             "an expectation needs labelled test or validation rows", where="expect", fix="data.test=FILE or data.validation=0.1"
@@ -380,7 +381,7 @@ def _say_plan(config: TrainConfig, p: Prepared, trainer: Trainer, warmup: int) -
     trainable, everything = models.parameters(trainer.model)
     t, plan, d, adapter = trainer.timetable, trainer.plan, p.device, trainer.saver.adapter
     monitor = config.train.monitor or p.task.monitor
-    better = "higher" if metrics.better(monitor) == "max" else "lower"
+    direction = "higher" if metrics.better(monitor) == "max" else "lower"
     lines = [
         ("device", f"{d.device} ({d.reasons['device']}), {d.threads} threads ({d.reasons['threads']})"),
         ("precision", f"{d.precision} ({d.reasons['precision']})"),
@@ -397,7 +398,7 @@ def _say_plan(config: TrainConfig, p: Prepared, trainer: Trainer, warmup: int) -
         ("longest input", f"{p.max_length} tokens"),
         (
             "monitor",
-            f"validation {monitor}, {better} is better" if trainer.validation else "no validation rows: the last checkpoint is the best",
+            f"validation {monitor}, {direction} is better" if trainer.validation else "no validation rows: the last checkpoint is the best",
         ),
         ("run", str(trainer.run.path)),
     ]

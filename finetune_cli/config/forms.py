@@ -153,6 +153,18 @@ def _betas(value: list[float]) -> list[float]:
     return value
 
 
+def _threshold(value: Any) -> float | str:
+    if value == "auto":
+        return "auto"
+    try:
+        number = _number(value)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < 1:
+        raise ValueError("a number above 0 and below 1, or 'auto'")
+    return number
+
+
 def _expectations(value: dict[str, Any]) -> dict[str, Any]:
     for metric, text in value.items():
         if not isinstance(text, str) or not _EXPECTATION.fullmatch(text):
@@ -195,6 +207,7 @@ FORMS: dict[str, Callable[[Any], Any]] = {
     "checkpoint": _checkpoint,
     "steps": _steps,
     "betas": _betas,
+    "threshold": _threshold,
     "expectations": _expectations,
     "shape": _shape,
     "targets": _targets,

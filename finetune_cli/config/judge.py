@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune_cli.config.forms import convert
 from finetune_cli.config.options import Option, Tasks, build, near, options, options_of, sections
-from finetune_cli.config.schema import SCHEMAS, TaskConfig, applies, condition_parts, out_of_range
+from finetune_cli.config.schema import SCHEMAS, TaskConfig, TrainConfig, applies, condition_parts, out_of_range
 from finetune_cli.errors import UserError
 
 SHOWN = 5
@@ -80,6 +80,8 @@ def judge(
             problems.append(Problem(f"{key} is {shown(value)}; expected {expected}", where(key), f"set {key} {expected}"))
     everything = {key: option.default for key, option in table.items()} | judged
     problems += _not_applying(table, everything, where, user_set)
+    if schema is not TrainConfig:
+        problems += _fixed_in_training(table, where, user_set)
     if complete:
         problems += _missing(schema, everything, where)
     problems += _together_wrong(everything, where) + _unknown_allowed(everything, table, where)
@@ -204,6 +206,14 @@ def _not_applying(
                 )
             )
     return problems
+
+
+def _fixed_in_training(table: Mapping[str, Option], where: Callable[[str], str], user_set: Collection[str]) -> list[Problem]:
+    return [
+        Problem(f"{key} is fixed in training: it comes with the model", where(key), f"leave it out, or ftune train {key}=… anew")
+        for key, option in table.items()
+        if key in user_set and option.metadata.get("training")
+    ]
 
 
 def _missing(schema: type, values: Mapping[str, Any], where: Callable[[str], str]) -> list[Problem]:

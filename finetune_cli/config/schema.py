@@ -25,14 +25,17 @@ def option(
     applies: str = "",
     path: bool = False,
     form: str = "",
+    training: bool = False,
 ) -> Any:
     """A field with a range (``above``/``below`` exclusive, ``least``/``most`` inclusive) and a condition.
 
     ``applies`` reads ``key=value|value`` or ``key>number``: set by the user while the condition is false, the option is an error.
     ``path`` marks values that name files: relative ones mean the directory the user stands in.
     ``form`` names, for values that a type cannot describe, how they must look (``config/forms.py``).
+    ``training`` marks options whose effect is fixed once a model is trained: set by the user of another verb, they are an error.
     """
-    metadata = {"above": above, "least": least, "below": below, "most": most, "applies": applies, "path": path, "form": form}
+    bounds = {"above": above, "least": least, "below": below, "most": most}
+    metadata = {**bounds, "applies": applies, "path": path, "form": form, "training": training}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -151,7 +151,7 @@ def _from_columns(rows: Rows, roles: Roles) -> list[list[str]]:
             raise UserError(
                 f"{name!r} is {found!r}; expected 0 or 1 in each of several label columns",
                 where=rows.named(bad),
-                fix="mend the cells, or name one column in data.label",
+                fix="mend the cells, name one column in data.label, or task=multi-task-classification",
             )
         marks[:, j] = values
     shared: dict[bytes, list[str]] = {}

@@ -164,8 +164,9 @@ class _Loading:
     def _with_roles(self, name: str, rows: Rows) -> Rows:
         """Finds the columns in the first split and checks them in the others; settles rows without a label."""
         rows, roles, notes = self._arranged(name, rows)
-        self.roles = roles if self.roles is None else self.roles
         self.notes += notes
+        if self.roles is None:
+            self.roles = roles
         if not self.labelled:
             self.carry.add(name)
             return rows
@@ -194,7 +195,8 @@ class _Loading:
         self.carry.add(name)
         if not len(bad):
             return rows
-        column = " or ".join(map(repr, self.roles.labels))
+        label = self.roles.options["label"]
+        column = " or ".join(map(repr, label if isinstance(label, list) else [label]))
         if self.config.missing_labels is RowPolicy.error or len(bad) == len(rows):
             raise UserError(
                 f"{count(len(bad), 'row')} of {name} without a label in column {column}",

@@ -17,7 +17,8 @@ from finetune_cli.engine.export import ReloadCheck
 from finetune_cli.engine.inference import Labelled
 from finetune_cli.engine.loop import Trainer
 from finetune_cli.engine.scoring import Scored
-from finetune_cli.tasks.base import Score
+from finetune_cli.run import Run
+from finetune_cli.tasks.base import Score, Task
 from finetune_cli.tasks.sections import Table
 
 BASELINE_ROWS = 20_000
@@ -41,6 +42,7 @@ def finish(
     assert known is not None, "a checkpoint of ours says what it knows"
     trainer.know(known.facts)
     task = trainer.task
+    _say_settled(task, run)
     if best.name != run.store.last().name:  # type: ignore[union-attr]
         checkpoint.load_weights(best, task, trainer.model, trainer.saver.adapter)
     names = [name for name in ("validation", "test") if name in data and name in splits.labelled]
@@ -76,6 +78,14 @@ def finish(
         _warn_if_nothing_was_learnt(judged, monitor, scores[judged], free)
     entry = scores.get("validation", {}).get(monitor)
     return None if entry is None else entry["value"]
+
+
+def _say_settled(task: Task[Any], run: Run) -> None:
+    """Say which facts of the best checkpoint its validation rows settled."""
+    before = task.knowing(run.manifest()["facts"]).told_facts()
+    for name, text in task.told_facts():
+        if (name, text) not in before:
+            console.say(f"{name}: {text}")
 
 
 def _score(trainer: Trainer, splits: Splits, data: Labelled, name: str) -> Scored:

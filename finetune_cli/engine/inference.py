@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -154,7 +155,8 @@ class _Collector:
 
     def result(self) -> tuple[Outputs, float | None]:
         self.flush()
-        loss = sum(self.sums[name] / (self.weights[name] or 1.0) for name in self.sums) if self.sums else None
+        there = [name for name in self.sums if self.weights[name]]  # a loss that no row has is left out
+        loss = sum(self.sums[name] / self.weights[name] for name in there) if there else math.nan if self.sums else None
         return self.outputs | {name: _in_place(parts, self.examples) for name, parts in self.flat.items()}, loss
 
 

@@ -204,12 +204,12 @@ class Trainer:
         sign = 1.0 if metrics.better(name) == "max" else -1.0
         if not math.isfinite(value):
             console.warn(f"validation {name} is not finite at step {self.state.step}: it counts as no improvement")
-        better = math.isfinite(value) and (self.state.best is None or sign * value > sign * self.state.best)
-        if better:
+        improved = math.isfinite(value) and (self.state.best is None or sign * value > sign * self.state.best)
+        if improved:
             self.state.best, self.state.best_step, self.state.misses = value, self.state.step, 0
         else:
             self.state.misses += 1
-        return better
+        return improved
 
     def save(self, *, best: bool) -> None:
         """Commit weights and state as of now."""

@@ -56,6 +56,7 @@ def open_model(ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, wher
     plan.apply()
     tokenizer = models.load_tokenizer(source, config, offline=offline)
     opened_task = kind(task, known.facts if known else kind.facts_of(model_config), tokenizer)
+    opened_task.refuse_misfits(training=False)
     models.check_vocabulary(tokenizer, model_config, source.name)
     with console.working("loading the model"):
         if source.hub:

@@ -71,7 +71,7 @@ def json_text(value: Any) -> str:
 
 
 def write(directory: Path, split: str, scored: Scored, task: Task[Any], rows: Rows, roles: Roles) -> None:
-    """``metrics.json``, ``predictions.jsonl`` and, where the task has one, ``confusion.csv``."""
+    """``metrics.json``, ``predictions.jsonl`` and, where the task has one, ``confusion.csv`` (of several: numbered, with their titles)."""
     write_whole(REAL, directory / "metrics.json", json_bytes({split: scored.score}))
 
     def predictions(file: BinaryIO) -> None:
@@ -88,13 +88,14 @@ def write(directory: Path, split: str, scored: Scored, task: Task[Any], rows: Ro
     unfinished = temporary(directory, "predictions")
     write_new(REAL, unfinished, predictions)
     REAL.replace(unfinished, directory / "predictions.jsonl")
-    for section in scored.sections:
-        if isinstance(section, Heatmap):
-            table = io.StringIO()
-            writer = csv.writer(table, lineterminator="\n")
-            writer.writerow([f"{section.row_label} \\ {section.column_label}", *section.columns])
-            writer.writerows([name, *values] for name, values in zip(section.rows, section.values, strict=True))
-            write_whole(REAL, directory / "confusion.csv", table.getvalue().encode())
+    maps = [section for section in scored.sections if isinstance(section, Heatmap)]
+    for number, section in enumerate(maps, 1):
+        name, title = ("confusion.csv", "") if len(maps) == 1 else (f"confusion-{number}.csv", f"{section.title}: ")
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow([f"{title}{section.row_label} \\ {section.column_label}", *section.columns])
+        writer.writerows([label, *values] for label, values in zip(section.rows, section.values, strict=True))
+        write_whole(REAL, directory / name, table.getvalue().encode())
 
 
 def table_rows(scores: Score, baselines: dict[str, dict[str, float]] | None = None) -> tuple[list[str], list[list[str]]]:

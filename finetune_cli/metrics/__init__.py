@@ -9,23 +9,28 @@ never dropped from a mean.
 from __future__ import annotations
 
 from finetune_cli.metrics.bootstrap import RESAMPLES, Entry, Measures, entry, score, values
-from finetune_cli.metrics.classification import classification, classification_measures, multilabel, multilabel_measures
-from finetune_cli.metrics.details import Calibration, ClassRow, best_thresholds, by_length, calibration, confusion, per_class, per_label
+from finetune_cli.metrics.classification import Answers, classification, classification_measures, multilabel, multilabel_measures, quality
+from finetune_cli.metrics.details import Calibration, ClassRow, by_length, calibration, confusion, per_class, per_label
 from finetune_cli.metrics.generation import TextTable, generation, generation_measures, per_text, require_generation, signatures
+from finetune_cli.metrics.joint import joint_measures
 from finetune_cli.metrics.language import language, language_measures
 from finetune_cli.metrics.masked import by_row, masked, masked_measures
 from finetune_cli.metrics.names import DIRECTIONS, Direction, better, title
 from finetune_cli.metrics.regression import regression, regression_measures
+from finetune_cli.metrics.tuning import Confidence, best_temperature, best_thresholds, least_confidence, probabilities
 
 __all__ = [
     "DIRECTIONS",
     "RESAMPLES",
+    "Answers",
     "Calibration",
     "ClassRow",
+    "Confidence",
     "Direction",
     "Entry",
     "Measures",
     "TextTable",
+    "best_temperature",
     "best_thresholds",
     "better",
     "by_length",
@@ -37,8 +42,10 @@ __all__ = [
     "entry",
     "generation",
     "generation_measures",
+    "joint_measures",
     "language",
     "language_measures",
+    "least_confidence",
     "masked",
     "masked_measures",
     "multilabel",
@@ -46,6 +53,8 @@ __all__ = [
     "per_class",
     "per_label",
     "per_text",
+    "probabilities",
+    "quality",
     "regression",
     "regression_measures",
     "require_generation",

@@ -8,7 +8,7 @@ the m out of n bootstrap: Bickel, Götze, van Zwet 1997), so the work does not g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,8 +54,19 @@ def values(measures: Measures) -> dict[str, float]:
     found = dict(measures.plain(once))
     if measures.ranked is not None:
         found |= measures.ranked(once)
-    ordered = sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
-    return {name: float(found[name][0]) for name in ordered}
+    return {name: float(found[name][0]) for name in _in_order(found)}
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Metrics in the order in which they are told; those of ``part/metric`` part by part, after those of the whole."""
+    given = list(names)
+    parts = list(dict.fromkeys(["", *(name.rpartition("/")[0] for name in given)]))
+
+    def place(name: str) -> tuple[int, int]:
+        part, _, metric = name.rpartition("/")
+        return parts.index(part), ORDER.index(metric) if metric in ORDER else len(ORDER)
+
+    return sorted(given, key=place)
 
 
 def score(build: Callable[[Rows], Measures], n: int, *, seed: int, resamples: int = RESAMPLES) -> dict[str, Entry]:

@@ -8,6 +8,8 @@ second one's probability (0 to 1), of more classes the sum over classes (0 to 2)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +22,20 @@ Ints = npt.NDArray[np.int64]
 BINS = 15
 
 
-def classification(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[str, float]:
-    """Scores of probabilities [N, K] against label numbers [N]."""
-    return values(classification_measures(probabilities, labels, names))
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What was decided from probabilities: a label number a row [N], and whether the answer was given or withheld [N] (None: all given)."""
+
+    labels: Ints
+    given: npt.NDArray[np.bool_] | None = None
+
+    def __getitem__(self, rows: Any) -> Answers:
+        return Answers(self.labels[rows], None if self.given is None else self.given[rows])
+
+
+def classification(probabilities: Floats, labels: Ints, names: Sequence[str], answers: Answers | None = None) -> dict[str, float]:
+    """Scores of probabilities [N, K] against label numbers [N]; ``answers`` where they are not the likeliest labels."""
+    return values(classification_measures(probabilities, labels, names, answers))
 
 
 def multilabel(probabilities: Floats, targets: Ints, thresholds: Floats | float = 0.5) -> dict[str, float]:
@@ -33,12 +46,18 @@ def multilabel(probabilities: Floats, targets: Ints, thresholds: Floats | float 
     return values(multilabel_measures(probabilities, targets, thresholds))
 
 
-def classification_measures(probabilities: Floats, labels: Ints, names: Sequence[str]) -> Measures:
-    """The metrics of ``classification``, for ``score``."""
+def classification_measures(probabilities: Floats, labels: Ints, names: Sequence[str], answers: Answers | None = None) -> Measures:
+    """The metrics of ``classification``, for ``score``.
+
+    Where answers were withheld, ``coverage`` is the share of rows that were answered and ``answered_accuracy`` the accuracy on them;
+    every other metric takes a withheld answer as if it had been given. Calibration is that of the likeliest label.
+    """
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     n, k = p.shape
-    guess = p.argmax(axis=1) if n else np.zeros(0, dtype=np.int64)
-    columns = _row_columns(p, y, guess)
+    likeliest = p.argmax(axis=1) if n else np.zeros(0, dtype=np.int64)
+    guess = likeliest if answers is None else answers.labels
+    given_rows = None if answers is None or answers.given is None else answers.given.astype(np.float64)
+    columns = _row_columns(p, y, likeliest)
     classes = [1] if k == 2 else range(k)
     rankings = [Ranking(p[:, c], y == c) for c in classes]
 
@@ -48,6 +67,9 @@ def classification_measures(probabilities: Floats, labels: Ints, names: Sequence
         found |= {"accuracy": _divide(hits.sum(axis=1), w.sum(axis=1)), "mcc": _mcc(hits.sum(axis=1), given, true)}
         if k == 2:
             found |= _binary(hits[:, 1], given[:, 1], true[:, 1])
+        if given_rows is not None:
+            answered = w @ given_rows
+            found |= {"coverage": _divide(answered, w.sum(axis=1)), "answered_accuracy": _divide(w @ (given_rows * (guess == y)), answered)}
         return found | _from_columns(w, columns)
 
     def ranked(w: Floats) -> dict[str, Floats]:
@@ -56,6 +78,8 @@ def classification_measures(probabilities: Floats, labels: Ints, names: Sequence
     absent = [names[c] for c in range(k) if not (y == c).any()]
     note = f"no row has the label {', '.join(map(repr, absent[:5]))}" if absent else ""
     notes = {"roc_auc": note, "pr_auc": note} if note else {}
+    if given_rows is not None and not given_rows.any():
+        notes["answered_accuracy"] = "no answer is sure enough to be given"
     return Measures(n, plain, ranked, len(rankings), notes)
 
 
@@ -84,6 +108,13 @@ def multilabel_measures(
     note = f"all rows agree on the label {', '.join(map(repr, flat[:5]))}" if flat else ""
     notes = {"roc_auc": note, "pr_auc": note} if note else {}
     return Measures(n, plain, ranked, k, notes)
+
+
+def quality(probabilities: Floats, targets: Ints, *, multi: bool) -> dict[str, float]:
+    """Log loss, Brier score and ECE alone, as ``classification`` and (``multi``) ``multilabel`` have them."""
+    p = np.asarray(probabilities, dtype=np.float64)
+    columns = _label_columns(p, np.asarray(targets) > 0) if multi else _row_columns(p, np.asarray(targets), p.argmax(axis=1))
+    return {name: float(value[0]) for name, value in _from_columns(np.ones((1, len(p))), columns).items()}
 
 
 def _count(group: Ints, w: Floats, k: int) -> Floats:

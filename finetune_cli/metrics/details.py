@@ -1,4 +1,4 @@
-"""What stands behind the scores: per class, confusion, calibration, thresholds, error by length."""
+"""What stands behind the scores: per class, confusion, calibration, error by length."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Calibration:
     counts: tuple[int, ...]
 
 
-def per_class(probabilities: Floats, labels: Ints, names: Sequence[str]) -> list[ClassRow]:
-    """Precision, recall and F1 of each class, as in scikit-learn's ``classification_report``."""
-    guess = np.asarray(probabilities).argmax(axis=1)
+def per_class(probabilities: Floats, labels: Ints, names: Sequence[str], answers: Ints | None = None) -> list[ClassRow]:
+    """Precision, recall and F1 of each class, as in scikit-learn's ``classification_report``; ``answers`` [N] where not the likeliest."""
+    guess = np.asarray(probabilities).argmax(axis=1) if answers is None else answers
     one_hot = np.arange(len(names))[None, :]
     return _rows(probabilities, guess[:, None] == one_hot, np.asarray(labels)[:, None] == one_hot, names)
 
@@ -76,24 +76,6 @@ def calibration(confidence: Floats, right: np.ndarray) -> Calibration:
     full = counts > 0
     sums = [np.bincount(bins, weights=values, minlength=BINS)[full] / counts[full] for values in (confidence, right)]
     return Calibration(tuple(sums[0].tolist()), tuple(sums[1].tolist()), tuple(counts[full].tolist()))
-
-
-def best_thresholds(probabilities: Floats, targets: Ints) -> Floats:
-    """Per label the threshold of highest F1 [K], halfway between two scores; 0.5 where a label never occurs."""
-    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(targets).astype(bool)
-    found = np.full(p.shape[1], 0.5)
-    for c in range(p.shape[1]):
-        if not y[:, c].any():
-            continue
-        order = np.argsort(-p[:, c], kind="stable")
-        scores = p[order, c]
-        hits = np.cumsum(y[order, c])
-        f1 = 2 * hits / (np.arange(1, len(scores) + 1) + y[:, c].sum())
-        last = np.r_[scores[1:] != scores[:-1], True]  # a cut between equal scores is none
-        best = int(np.where(last, f1, -1.0).argmax())
-        below = scores[best + 1] if best + 1 < len(scores) else 0.0
-        found[c] = (scores[best] + below) / 2
-    return found
 
 
 def by_length(lengths: Ints, errors: Floats, *, groups: int = 8) -> tuple[list[str], list[float], list[int]]:

@@ -10,12 +10,13 @@ _LOWER = ("loss", "log_loss", "ece", "brier", "mae", "rmse", "perplexity", "bits
 _HIGHER = (
     *("accuracy", "f1", "precision", "recall", "f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro"),
     *("mcc", "roc_auc", "pr_auc", "r2", "pearson", "spearman", "entity_f1", "entity_precision", "entity_recall"),
-    *("entity_f1_macro", "entity_partial_f1"),
+    *("coverage", "answered_accuracy", "entity_f1_macro", "entity_partial_f1"),
     *("bleu", "chrf", "rouge1", "rouge2", "rougeL", "mrr", "map"),
 )
 ORDER = (
     *("loss", "entity_f1", "entity_precision", "entity_recall", "entity_f1_macro", "entity_partial_f1"),
-    *("accuracy", "f1", "precision", "recall", "f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro"),
+    *("accuracy", "coverage", "answered_accuracy"),
+    *("f1", "precision", "recall", "f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro"),
     *("mcc", "roc_auc", "pr_auc", "log_loss", "ece", "brier", "mae", "rmse", "r2", "pearson", "spearman"),
     *("perplexity", "bits_per_byte"),
     *("bleu", "chrf", "rouge1", "rouge2", "rougeL"),
@@ -31,6 +32,8 @@ _TITLES = {
     "f1_weighted": "F1, weighted",
     "precision_macro": "Precision, macro",
     "recall_macro": "Recall, macro",
+    "coverage": "Coverage (rows answered)",
+    "answered_accuracy": "Accuracy of the answered rows",
     "mcc": "Matthews correlation",
     "roc_auc": "ROC-AUC",
     "pr_auc": "PR-AUC",
@@ -54,7 +57,7 @@ _TITLES = {
 
 
 def better(metric: str) -> Direction:
-    """``max`` or ``min``; a split's prefix (``validation/``) is ignored. Raises KeyError for a name that is no metric."""
+    """``max`` or ``min``; what stands before a slash (a split, a label column) is ignored. Raises KeyError for a name that is no metric."""
     name = metric.rpartition("/")[2]
     if name.startswith(("recall_at_", "ndcg_at_")):
         return "max"
@@ -63,4 +66,6 @@ def better(metric: str) -> Direction:
 
 def title(metric: str) -> str:
     """A metric's name for people."""
-    return _TITLES.get(metric, metric.replace("_", " ").capitalize())
+    before, _, name = metric.rpartition("/")
+    told = _TITLES.get(name, name.replace("_", " ").capitalize())
+    return f"{before}: {told}" if before else told

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune_cli.metrics import DIRECTIONS, Entry
+from finetune_cli.metrics import DIRECTIONS, Entry, better
 from finetune_cli.tasks.sections import Curve, Heatmap, Section, Series, Table
 
 _SHOWN = ("accuracy", "f1", "f1_macro", "f1_micro", "mcc", "roc_auc", "pr_auc", "entity_f1", "r2", "pearson", "spearman")
@@ -79,12 +79,20 @@ def standings(report: Report) -> list[Standing]:
     return [Standing("this model", scored["value"], scored["low"], scored["high"]), *found[::-1]]
 
 
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric falls as a model improves; one that nobody knows does not."""
+    try:
+        return better(metric) == "min"
+    except KeyError:
+        return False
+
+
 def verdict(report: Report) -> str:
     """One sentence: is the model better than what is free?"""
     found = standings(report)
     if len(found) < 2:
         return ""
-    higher = DIRECTIONS.get(report.headline, "max") == "max"
+    higher = not lower_is_better(report.headline)
     model, rest = found[0], found[1:]
     best = max(rest, key=lambda s: s.value if higher else -s.value)
     gain = model.value - best.value if higher else best.value - model.value
@@ -109,7 +117,7 @@ def score_table(report: Report) -> Table:
     columns = ["metric", *(part for split in splits for part in (split, "95 % interval")), *free]
     rows = []
     for metric in metrics:
-        cells: list[Any] = [f"{metric} {'↓' if DIRECTIONS.get(metric) == 'min' else '↑'}"]
+        cells: list[Any] = [f"{metric} {'↓' if lower_is_better(metric) else '↑'}"]
         for split in splits:
             entry = report.scores[split].get(metric, {})
             cells += [entry.get("value"), interval(entry)]
@@ -170,7 +178,7 @@ def best_step(report: Report) -> float | None:
     points = [(r["step"], value) for r in report.history if (value := _finite(r.get(f"validation/{metric}"))) is not None]
     if not points:
         return None
-    sign = 1 if DIRECTIONS.get(metric, "max") == "max" else -1
+    sign = -1 if lower_is_better(metric) else 1
     return float(max(points, key=lambda p: (sign * p[1], -p[0]))[0])
 
 

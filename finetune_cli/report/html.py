@@ -18,6 +18,7 @@ from finetune_cli.report.content import (
     decimals,
     interval,
     learning_curves,
+    lower_is_better,
     most_confused,
     score_table,
     standings,
@@ -97,7 +98,7 @@ def _headline(report: Report) -> Shown:
         "value": cell(value) if value is not None else "not defined",
         "interval": interval(entry),
         "n": entry.get("n"),
-        "lower": metrics.DIRECTIONS.get(report.headline) == "min",
+        "lower": lower_is_better(report.headline),
         "bars": bars if len(bars) > 1 else [],
         "verdict": verdict(report),
         "others": [

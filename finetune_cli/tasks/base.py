@@ -143,6 +143,16 @@ class Task(ABC, Generic[C]):
         """Whether a row's loss depends on the other rows of its batch, so that a batch must not be split."""
         return False
 
+    # -- options -------------------------------------------------------------------------------
+    @classmethod
+    def needs_validation(cls, config: C) -> list[str]:
+        """Keys of the options, as they are set, that only validation rows can settle."""
+        return []
+
+    def refuse_misfits(self, *, training: bool) -> None:
+        """Raise UserError for an option that does not fit the facts; called before a model is loaded."""
+        return
+
     # -- rows ----------------------------------------------------------------------------------
     @classmethod
     def arrange(cls, config: C, rows: Rows, data: DataConfig, *, labelled: bool) -> tuple[Rows, Roles, list[str]]:

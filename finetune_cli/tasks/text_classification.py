@@ -5,15 +5,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from finetune_cli.config.schema import DataConfig, TaskConfig, option
+from finetune_cli.config.schema import DataConfig, option
 from finetune_cli.errors import UserError
-from finetune_cli.tasks import contrastive
+from finetune_cli.tasks import contrastive, label_loss
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Task
+from finetune_cli.tasks.decisions import Decisions
+from finetune_cli.tasks.labels import HALF, LabelLoss, LabelOptions, LabelSet, class_weights, counted, natural
 from finetune_cli.tasks.tokens import encode_texts
 
 if TYPE_CHECKING:
@@ -42,19 +44,13 @@ class ZeroShot(str, Enum):
 
 
 @dataclass(kw_only=True, slots=True)
-class TextClassificationConfig(TaskConfig):
+class TextClassificationConfig(LabelOptions):
     """``task=text-classification``."""
 
     name: str = "text-classification"
     """One text or a pair in, labels out."""
-    labels: Labels = Labels.auto
+    labels: Labels = option(Labels.auto, training=True)
     """``single``: exactly one label a row; ``multi``: any number; auto: multi where a cell is a list or several columns are labels."""
-    label_smoothing: float = option(0.0, least=0, below=1, applies="task.few_shot=none")
-    """Share of the target that is spread over all labels."""
-    class_weights: Any = None
-    """null: every row counts alike; ``auto``: a label's rows count inversely to its frequency; or a weight by label name."""
-    threshold: float = option(0.5, above=0, below=1)
-    """Multi-label: probability from which a label is given."""
     few_shot: FewShot = option(FewShot.none, applies="model.pooling=mean|first")
     """``contrastive``: the encoder learns from pairs of rows and a logistic regression on its embeddings is the head (as in SetFit)."""
     zero_shot: ZeroShot = option(ZeroShot.none, applies="model.pooling=mean|first")
@@ -64,7 +60,7 @@ class TextClassificationConfig(TaskConfig):
 
 
 class TextClassification(Task[TextClassificationConfig]):
-    """Facts: ``labels`` (names in the order of the logits), ``multi``, ``weights`` (one a label, or null)."""
+    """Facts: those of one ``LabelSet``."""
 
     name = "text-classification"
     Config = TextClassificationConfig
@@ -76,13 +72,11 @@ class TextClassification(Task[TextClassificationConfig]):
     # -- rows ----------------------------------------------------------------------------------
     @classmethod
     def learn(cls, config: TextClassificationConfig, data: DataConfig, rows: Rows, roles: Roles) -> Facts:
-        from collections import Counter
-
         from finetune_cli.data import has_several_labels, label_cells, label_names
 
         cells = label_cells(rows, roles, data)
         multi = config.labels == Labels.multi or (config.labels == Labels.auto and has_several_labels(rows, roles, data))
-        counts = Counter(label for cell in cells for label in cell)
+        counts = counted(cells)
         if not multi and (bad := next((i for i, cell in enumerate(cells) if len(cell) != 1), None)) is not None:
             raise UserError(
                 f"a row has {len(cells[bad])} labels, expected one", where=rows.where(bad), fix="task.labels=multi, or mend the row"
@@ -90,52 +84,51 @@ class TextClassification(Task[TextClassificationConfig]):
         if len(counts) < (1 if multi else 2):
             only = f"only one label, {next(iter(counts))!r}" if counts else "no label at all"
             raise UserError(f"the training rows hold {only}", where=rows.files[0], fix="give rows of at least two labels")
-        names = label_names(data, list(counts))
-        if multi and (config.few_shot != FewShot.none or config.zero_shot != ZeroShot.none):
-            key = "task.few_shot" if config.few_shot != FewShot.none else "task.zero_shot"
-            raise UserError(f"{key} is for one label a row, and a row may have several", where=key, fix=f"leave {key} out")
-        known = sorted(counts, key=_natural) if len(roles.labels) == 1 else list(roles.labels)
-        contrastive.descriptions(config.descriptions, [names.get(label, label) for label in known])
-        return {
-            "labels": [names.get(label, label) for label in known],
-            "cells": known,
-            "multi": multi,
-            "weights": _weights(config.class_weights, [names.get(label, label) for label in known], [counts[k] for k in known]),
-        }
+        told = label_names(data, list(counts))
+        known = sorted(counts, key=natural) if len(roles.labels) == 1 else list(roles.labels)
+        names = [told.get(label, label) for label in known]
+        _refuse_mixtures(config, multi)
+        contrastive.descriptions(config.descriptions, names)
+        weights = class_weights(config.class_weights, names, [counts[label] for label in known], len(rows), multi=multi)
+        labels = LabelSet(names=tuple(names), cells=tuple(known), multi=multi, weights=weights)
+        stated = labels.thresholds(config) if isinstance(config.threshold, float) else None
+        return replace(labels, decisions=Decisions(given=stated)).facts()
 
     @classmethod
     def facts_of(cls, model_config: Any) -> Facts:
         names = [str(model_config.id2label[i]) for i in range(len(model_config.id2label))]
         multi = getattr(model_config, "problem_type", None) == "multi_label_classification"
-        return {"labels": names, "cells": names, "multi": multi, "weights": None}
+        return LabelSet(names=tuple(names), cells=tuple(names), multi=multi).facts()
 
     @property
-    def labels(self) -> list[str]:
-        """Label names in the order of the logits."""
-        names: list[str] = self.facts["labels"]
-        return names
+    def labels(self) -> LabelSet:
+        """The labels, and what decides between them."""
+        return LabelSet.of(self.facts)
 
-    @property
-    def multi(self) -> bool:
-        """Whether a row may have any number of labels."""
-        return bool(self.facts["multi"])
+    @classmethod
+    def needs_validation(cls, config: TextClassificationConfig) -> list[str]:
+        return config.needs_validation()
+
+    def refuse_misfits(self, *, training: bool) -> None:
+        self.labels.refuse_misfits(self.config, training=training)
 
     def read_targets(self, data: DataConfig, rows: Rows, roles: Roles) -> np.ndarray:
         import numpy as np
 
         from finetune_cli.data import label_cells, unknown_label
 
-        index = {cell: i for i, cell in enumerate(self.facts["cells"])}
-        index |= {name: i for i, name in enumerate(self.labels) if name not in index}
+        labels = self.labels
+        index = {cell: i for i, cell in enumerate(labels.cells)}
+        index |= {name: i for i, name in enumerate(labels.names) if name not in index}
         cells = label_cells(rows, roles, data)
         for i, cell in enumerate(cells):
             if (strange := next((label for label in cell if label not in index), None)) is not None:
                 raise unknown_label(strange, list(index), rows.where(i))
-            if len(cell) != 1 and not self.multi:
+            if len(cell) != 1 and not labels.multi:
                 raise UserError(f"a row has {len(cell)} labels, expected one", where=rows.where(i), fix="mend the row")
-        if not self.multi:
+        if not labels.multi:
             return np.array([index[cell[0]] for cell in cells], np.int64)
-        targets = np.zeros((len(cells), len(self.labels)), np.float32)
+        targets = np.zeros((len(cells), len(labels)), np.float32)
         for i, cell in enumerate(cells):
             targets[i, [index[label] for label in cell]] = 1
         return targets
@@ -143,15 +136,11 @@ class TextClassification(Task[TextClassificationConfig]):
     def label_cells(self, data: DataConfig, rows: Rows, roles: Roles) -> list[Any] | None:
         from finetune_cli.data import label_cells
 
-        names = dict(zip(self.facts["cells"], self.labels, strict=True))
+        names = dict(zip(self.labels.cells, self.labels.names, strict=True))
         return [[names.get(label, label) for label in cell] for cell in label_cells(rows, roles, data)]
 
     def told_facts(self) -> list[tuple[str, str]]:
-        kind = "any number a row" if self.multi else "one a row"
-        told = [("labels", f"{', '.join(f'{i} {name}' for i, name in enumerate(self.labels[:40]))} ({len(self.labels)}, {kind})")]
-        if weights := self.facts["weights"]:
-            told.append(("class weights", ", ".join(f"{name} {w:.3g}" for name, w in zip(self.labels, weights, strict=True))))
-        return told
+        return self.labels.told(self.config)
 
     def encode(self, rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int, asked: bool = False) -> Examples:
         return encode_texts(rows, roles, tokenizer, max_length=max_length, first_row=first_row)
@@ -163,18 +152,19 @@ class TextClassification(Task[TextClassificationConfig]):
         inputs = layout.lay({name: column for name, column in columns.items() if not isinstance(column, np.ndarray)})
         if targets is None:
             return Batch(inputs, None)
-        weights = self.facts["weights"]
-        count = float(len(targets)) if weights is None or self.multi else float(np.asarray(weights)[targets].sum())
-        weights_of = {"loss": count} | ({"contrastive": contrastive.pairs(len(targets))} if self.contrastive else {})
-        return Batch(inputs, torch.from_numpy(np.ascontiguousarray(targets)), weights_of)
+        weights = {"loss": label_loss.weight(targets, self.labels)}
+        if self.contrastive:
+            weights["contrastive"] = contrastive.pairs(len(targets))
+        return Batch(inputs, torch.from_numpy(np.ascontiguousarray(targets)), weights)
 
     # -- model ---------------------------------------------------------------------------------
     def head(self) -> dict[str, Any]:
+        labels = self.labels
         return {
-            "num_labels": len(self.labels),
-            "id2label": dict(enumerate(self.labels)),
-            "label2id": {name: i for i, name in enumerate(self.labels)},
-            "problem_type": "multi_label_classification" if self.multi else "single_label_classification",
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels.names)),
+            "label2id": {name: i for i, name in enumerate(labels.names)},
+            "problem_type": "multi_label_classification" if labels.multi else "single_label_classification",
         }
 
     @property
@@ -194,7 +184,7 @@ class TextClassification(Task[TextClassificationConfig]):
         """Embeddings of the labels' descriptions, [K, H]; None where the task does not look at them."""
         if self.config.zero_shot == ZeroShot.none:
             return None
-        return contrastive.embed(model, self.tokenizer, contrastive.descriptions(self.config.descriptions, self.labels))
+        return contrastive.embed(model, self.tokenizer, contrastive.descriptions(self.config.descriptions, self.labels.names))
 
     def fitting_head(self) -> Self | None:
         if not self.contrastive:
@@ -205,7 +195,7 @@ class TextClassification(Task[TextClassificationConfig]):
 
     def fit_head(self, model: nn.Module, evaluation: Evaluation) -> None:
         seen, targets = evaluation.outputs["embeddings"], evaluation.targets[evaluation.rows]
-        contrastive.fit(model, seen, targets, weights=self.facts["weights"], known=self._described(model))
+        contrastive.fit(model, seen, targets, weights=self.labels.weights, known=self._described(model))
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         return contrastive.see(model, batch) if self.contrastive else super().forward(model, batch)
@@ -223,126 +213,96 @@ class TextClassification(Task[TextClassificationConfig]):
         return self.label_loss(outputs, batch)
 
     def label_loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        """Sum of the rows' cross-entropies: the loss of a head that gradients train, and what scoring reports of any head."""
-        import torch
-        from torch.nn import functional as F
+        """The loss of a head that gradients train, and what scoring reports of any head."""
+        assert batch.targets is not None, "a loss needs targets"
+        return {"loss": label_loss.total(outputs.logits.float(), batch.targets, self.labels, self.config)}
 
-        logits = outputs.logits.float()  # [B, K]
-        smoothing, targets = self.config.label_smoothing, batch.targets
-        assert targets is not None, "a loss needs targets"
-        given = self.facts["weights"]
-        weights = None if given is None else torch.tensor(given, dtype=torch.float32, device=logits.device)
-        if self.multi:
-            soft = targets * (1 - smoothing) + smoothing / 2
-            losses = F.binary_cross_entropy_with_logits(logits, soft, weight=weights, reduction="none")
-            return {"loss": losses.mean(-1).sum()}
-        return {"loss": F.cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing, reduction="sum")}
+    def settle(self, evaluation: Evaluation) -> Facts | None:
+        if not self.needs_validation(self.config):
+            return None
+        return self.labels.settled(evaluation.outputs["logits"], evaluation.targets, self.config).facts()
+
+    def fold(self, model: nn.Module) -> Facts | None:
+        import numpy as np
+
+        from finetune_cli.tasks.heads import fold_scale
+
+        labels = self.labels
+        if labels.decisions.temperature == 1 or labels.decisions.folded:
+            return None
+        fold_scale(model, np.full(len(labels), 1 / labels.decisions.temperature))
+        return labels.folded().facts()
 
     def answers(self, outputs: Outputs) -> np.ndarray:
-        logits: np.ndarray = outputs["logits"]
+        logits: np.ndarray = self.labels.calibrated(outputs["logits"])
         return logits
 
     # -- results -------------------------------------------------------------------------------
     @property
     def monitor(self) -> str:
-        return "f1_micro" if self.multi else "accuracy"
+        return "f1_micro" if self.labels.multi else "accuracy"
 
     def metric_names(self) -> frozenset[str]:
-        averaged = {"f1_macro", "f1_micro", "f1_weighted", "precision_macro", "recall_macro"}
-        both = {"loss", "accuracy", "roc_auc", "pr_auc", "log_loss", "ece", "brier"} | averaged
-        if self.multi:
-            return frozenset(both)
-        return frozenset(both | {"mcc"} | ({"f1", "precision", "recall"} if len(self.labels) == 2 else set()))
-
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Softmax over labels, or a sigmoid of each label; float64 [N, K]."""
-        import numpy as np
-
-        x = logits.astype(np.float64)
-        if self.multi:
-            return np.exp(-np.logaddexp(0.0, -x))
-        shifted = np.exp(x - x.max(-1, keepdims=True))
-        result: np.ndarray = shifted / shifted.sum(-1, keepdims=True)
-        return result
+        return frozenset({"loss"} | self.labels.metric_names(self.config))
 
     def metrics(self, evaluation: Evaluation) -> dict[str, float]:
         from finetune_cli import metrics
 
-        p = self.probabilities(evaluation.outputs["logits"])
-        if self.multi:
-            return metrics.multilabel(p, evaluation.targets, self.config.threshold)
-        return metrics.classification(p, evaluation.targets, self.labels)
+        p = self.labels.probabilities(evaluation.outputs["logits"])
+        return metrics.values(self.labels.measures(p, evaluation.targets, self.config))
 
     def score(self, evaluation: Evaluation) -> Score:
         from finetune_cli import metrics
 
-        p, y = self.probabilities(evaluation.outputs["logits"]), evaluation.targets
-        if self.multi:
-            threshold = self.config.threshold
-            return metrics.score(lambda rows: metrics.multilabel_measures(p[rows], y[rows], threshold), len(y), seed=evaluation.seed)
-        return metrics.score(lambda rows: metrics.classification_measures(p[rows], y[rows], self.labels), len(y), seed=evaluation.seed)
+        labels, y = self.labels, evaluation.targets
+        p = labels.probabilities(evaluation.outputs["logits"])
+        return metrics.score(lambda rows: labels.measures(p[rows], y[rows], self.config), len(y), seed=evaluation.seed)
 
     def decode(self, outputs: Outputs, rows: Rows, roles: Roles) -> Iterator[Prediction]:
-        for p in self.probabilities(outputs["logits"]):
-            named = {name: round(float(value), 6) for name, value in zip(self.labels, p, strict=True)}
-            if self.multi:
-                given = [name for name, value in zip(self.labels, p, strict=True) if value >= self.config.threshold]
-                yield {"labels": given, "probabilities": named}
-            else:
-                best = int(p.argmax())
-                yield {"label": self.labels[best], "score": round(float(p[best]), 6), "probabilities": named}
+        labels = self.labels
+        p = labels.probabilities(outputs["logits"])
+        if labels.multi:
+            thresholds = labels.thresholds(self.config) or []
+            for row in p:
+                given = [name for name, value, least in zip(labels.names, row, thresholds, strict=True) if value >= least]
+                yield {"labels": given, "probabilities": labels.named(row)}
+            return
+        for row, (label, score, withheld) in zip(p, labels.decoded(p, self.config), strict=True):
+            told = {"label": label, "score": score, "probabilities": labels.named(row)}
+            yield told if withheld is None else told | {"abstained": withheld}
 
     def told(self, target: Any) -> Any:
-        if self.multi:
-            return [name for name, has in zip(self.labels, target, strict=True) if has]
-        return self.labels[int(target)]
+        names = self.labels.names
+        if self.labels.multi:
+            return [name for name, has in zip(names, target, strict=True) if has]
+        return names[int(target)]
 
     def baselines(self, train: tuple[Sequence[str], Any], test: tuple[Sequence[str], Any]) -> dict[str, dict[str, float]]:
         from finetune_cli import baselines
 
-        if self.multi:
-            return baselines.multilabel(*train, *test, threshold=self.config.threshold)
-        return baselines.classification(*train, *test, names=self.labels)
+        if not self.labels.multi:
+            return baselines.classification(*train, *test, names=self.labels.names)
+        stated = self.config.threshold if isinstance(self.config.threshold, float) else HALF
+        found = baselines.multilabel(*train, *test, threshold=stated)
+        return {f"{name}, threshold {stated:g}": scores for name, scores in found.items()} if self.labels.decisions.tuned else found
 
     def sections(self, evaluation: Evaluation, rows: Rows, roles: Roles, *, lengths: np.ndarray) -> list[Section]:
         from finetune_cli.data import text_of
         from finetune_cli.tasks import findings
 
         texts = partial(text_of, rows, roles)
-        p = self.probabilities(evaluation.outputs["logits"])
-        if self.multi:
-            return findings.of_multilabel(p, evaluation.targets, self.labels, self.config.threshold, texts, lengths)
-        return findings.of_classification(p, evaluation.targets, self.labels, texts, lengths)
+        return findings.of_labels(self.labels, self.config, evaluation.outputs["logits"], evaluation.targets, texts, lengths)
 
 
 TASK = TextClassification
 
 
-def _natural(label: str) -> tuple[int, float, str]:
-    """Numbers in numeric order before words in alphabetic order."""
-    try:
-        return (0, float(label), label)
-    except ValueError:
-        return (1, 0.0, label)
-
-
-def _weights(wanted: Any, labels: list[str], counts: list[int]) -> list[float] | None:
-    """Weight of each label's rows; ``auto`` is inverse frequency, scaled so that the mean row weighs 1."""
-    if wanted in (None, "null"):
-        return None
-    if wanted == "auto":
-        return [sum(counts) / (len(counts) * count) for count in counts]
-    if not isinstance(wanted, dict):
-        raise UserError(
-            f"class weights are {wanted!r}", where="task.class_weights", fix="null, auto, or a weight by label: {no: 1, yes: 4}"
-        )
-    odd = [str(k) for k, v in wanted.items() if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < float("inf")]
-    given = {str(k): v for k, v in wanted.items()}
-    if set(given) != set(labels) or odd:
-        wrong = sorted(set(given) ^ set(labels)) or odd
-        raise UserError(
-            f"class weights do not fit the labels: {', '.join(map(repr, wrong))}",
-            where="task.class_weights",
-            fix=f"give a positive weight to each of {', '.join(labels)}",
-        )
-    return [float(given[name]) for name in labels]
+def _refuse_mixtures(config: TextClassificationConfig, multi: bool) -> None:
+    """Raise UserError for options that few-shot and zero-shot leave nothing to act on."""
+    if multi and (config.few_shot != FewShot.none or config.zero_shot != ZeroShot.none):
+        key = "task.few_shot" if config.few_shot != FewShot.none else "task.zero_shot"
+        raise UserError(f"{key} is for one label a row, and a row may have several", where=key, fix=f"leave {key} out")
+    if config.few_shot == FewShot.contrastive:
+        for key, set_ in (("task.loss", config.loss != LabelLoss.cross_entropy), ("task.label_smoothing", config.label_smoothing > 0)):
+            if set_:
+                raise UserError(f"pairs of rows train the encoder: {key} has nothing to act on", where=key, fix=f"leave {key} out")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_cli.config.schema import DataConfig, TaskConfig
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Outputs, Prediction, Score, Task
+from finetune_cli.tasks.heads import output_layer
 from finetune_cli.tasks.tokens import encode_texts
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class TextRegression(Task[TextRegressionConfig]):
     def fold(self, model: nn.Module) -> Facts | None:
         import torch
 
-        last = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == len(self.facts["targets"])][-1]
+        last = output_layer(model, len(self.facts["targets"]))
         std = torch.tensor(self.facts["std"], dtype=torch.float64)
         mean = torch.tensor(self.facts["mean"], dtype=torch.float64)
         with torch.no_grad():
