@@ -318,6 +318,18 @@ def test_scores_have_intervals_and_n() -> None:
     assert "nrefs:var" in metrics.signatures()["bleu"] and "tok:zh" in metrics.signatures("zh")["bleu"]
 
 
+def test_what_anyone_can_have_for_free() -> None:
+    from finetune_cli.tasks.text2text_findings import baselines, first_sentence
+
+    long = ["#Person1#: Hi. How are you?\n#Person2#: Fine.", "One thing. Another thing.", "Nur ein Satz!"]
+    assert [first_sentence(text) for text in long] == ["#Person1#: Hi.", "One thing.", "Nur ein Satz!"]
+    assert first_sentence("你好。再见。") == "你好。" and first_sentence(" \n") == ""
+    wanted = References(_cells([["#Person1#: Hi."], ["One thing."], ["Ein Satz"]]))
+    found = baselines(long, wanted, tokenize="13a")
+    assert found["copy the source"] == pytest.approx(theirs_of(long, list(wanted))) and found["first sentence"]["rouge1"] > 0.9
+    assert list(baselines(["One sentence."], References(_cells([["x"]])), tokenize="13a")) == ["copy the source"]
+
+
 def test_missing_libraries_are_told_with_the_way_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
@@ -417,14 +429,7 @@ def test_parallel_files_match_line_to_line(names: tuple[str, str], rule: str, tm
 # the whole way ----------------------------------------------------------------------------------------------------------------
 
 TINY = ["task=text2text-generation", "model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "model.shape.intermediate=32"]
-TINY += [
-    "data.parallel=en:de",
-    "train.batch_size=8",
-    "train.log_every=1",
-    "train.save_every=2",
-    "train.eval_every=3",
-    "device.precision=fp32",
-]
+TINY += ["data.parallel=en:de", "train.batch_size=8", "train.log_every=1", "train.save_every=6", "train.eval_every=10", "optimizer.lr=2e-2"]
 TINY += ["device.precision=fp32", "task.max_new_tokens=8", "task.prefix=translate: ", "device.threads=1"]
 
 

@@ -35,7 +35,7 @@ def _with_partner(place: File | Hub, rule: str, key: str) -> File:
         raise UserError(
             f"{place.name} has no {one!r} in its name to put {other!r} in its place",
             where=f"data.parallel={rule}",
-            fix=f"name files such as train.{one}, or set data.parallel=FROM:TO to what tells the two sides apart",
+            fix=f"name files such as train.{one}, or data.parallel=null where texts and answers stand in one file",
         )
     path = os.path.join(folder, name[: parts[-1].start()] + other + name[parts[-1].end() :])
     if not os.path.isfile(path):

@@ -67,12 +67,13 @@ def _lengths(written: Sequence[str], references: References, tokens: np.ndarray,
 
 
 def baselines(sources: Sequence[str], references: References, *, tokenize: str) -> dict[str, dict[str, float]]:
-    """``copy the source`` and, where sources have several sentences, ``first sentence``."""
+    """``copy the source`` and, where most sources have several sentences, ``first sentence``."""
     from finetune_cli import metrics
 
-    given = {"copy the source": list(sources), "first sentence": [first_sentence(text) for text in sources]}
-    if given["first sentence"] == given["copy the source"]:
-        del given["first sentence"]
+    given = {"copy the source": list(sources)}
+    first = [first_sentence(text) for text in sources]
+    if 2 * sum(start != text.strip() for start, text in zip(first, sources, strict=True)) > len(first):
+        given["first sentence"] = first
     return {name: metrics.generation(metrics.per_text(texts, references, tokenize=tokenize)) for name, texts in given.items()}
 
 

@@ -13,7 +13,7 @@ from finetune_cli.config.schema import DataConfig, TaskConfig, option
 from finetune_cli.errors import UserError
 from finetune_cli.tasks import seq2seq
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Task
-from finetune_cli.tasks.tokens import encode_texts, tokenise
+from finetune_cli.tasks.tokens import encode_texts, tokenise_targets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,8 +112,7 @@ class Text2TextGeneration(Task[Text2TextGenerationConfig]):
     @property
     def generation(self) -> dict[str, Any]:
         """How text is generated: the user's options, else those of training, else the defaults."""
-        own = {name: getattr(self.config, name) for name in DEFAULTS}
-        return {**DEFAULTS, **self.facts["generation"], **{name: value for name, value in own.items() if value is not None}}
+        return {**DEFAULTS, **self.facts["generation"], **_chosen(self.config)}
 
     @property
     def prefix(self) -> str:
@@ -134,8 +133,8 @@ class Text2TextGeneration(Task[Text2TextGenerationConfig]):
 
         metrics.require_generation()
         tokenize = config.tokenize.value if config.tokenize != Tokenize.auto else words_of(rows, roles)
-        given = {name: value for name in DEFAULTS if (value := getattr(config, name)) is not None}
-        return {"prefix": config.prefix or "", "target_length": config.target_length, "tokenize": tokenize, "generation": given}
+        length = config.target_length
+        return {"prefix": config.prefix or "", "target_length": length, "tokenize": tokenize, "generation": _chosen(config)}
 
     @classmethod
     def facts_of(cls, model_config: Any) -> Facts:
@@ -316,6 +315,24 @@ class Text2TextGeneration(Task[Text2TextGenerationConfig]):
 TASK = Text2TextGeneration
 
 
+def _chosen(config: Text2TextGenerationConfig) -> dict[str, Any]:
+    """The generation options that somebody set."""
+    every = {
+        "max_new_tokens": config.max_new_tokens,
+        "min_new_tokens": config.min_new_tokens,
+        "num_beams": config.num_beams,
+        "length_penalty": config.length_penalty,
+        "no_repeat_ngram_size": config.no_repeat_ngram_size,
+        "repetition_penalty": config.repetition_penalty,
+        "do_sample": config.do_sample,
+        "temperature": config.temperature,
+        "top_k": config.top_k,
+        "top_p": config.top_p,
+        "num_return_sequences": config.num_return_sequences,
+    }
+    return {name: value for name, value in every.items() if value is not None}
+
+
 def _name(number: int) -> str:
     """The output that holds the texts of every row that come as number ``number``."""
     return f"generated{number}"
@@ -337,15 +354,3 @@ def _refuse_contradictions(chosen: dict[str, Any]) -> None:
             where="task.min_new_tokens",
             fix="task.min_new_tokens of at most task.max_new_tokens",
         )
-
-
-def tokenise_targets(tokenizer: Any, texts: list[str], limit: int) -> list[tuple[int, list[int], list[int]]]:
-    """(full length, ids cut at ``limit``, nothing) of each target; tokenizers that treat targets otherwise than sources are asked to."""
-    from transformers import PreTrainedTokenizerBase
-
-    own = getattr(type(tokenizer), "_switch_to_target_mode", None)
-    if own is None or own is PreTrainedTokenizerBase._switch_to_target_mode:
-        return tokenise(tokenizer, texts, None, limit)
-    whole = tokenizer(text_target=texts)["input_ids"]
-    cut = tokenizer(text_target=texts, truncation=True, max_length=limit)["input_ids"]
-    return [(len(every), kept, []) for every, kept in zip(whole, cut, strict=True)]

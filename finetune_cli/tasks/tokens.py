@@ -58,3 +58,15 @@ def tokenise(tokenizer: Any, first: list[str], second: list[str] | None, max_len
             cut = tokenizer(first[i], None if second is None else second[i], truncation="longest_first", max_length=max_length)
             whole[i] = (length, cut["input_ids"], cut.get("token_type_ids", [0] * max_length))
     return whole
+
+
+def tokenise_targets(tokenizer: Any, texts: list[str], limit: int) -> list[tuple[int, list[int], list[int]]]:
+    """(full length, ids cut at ``limit``, nothing) of each target; tokenizers that treat targets otherwise than sources are asked to."""
+    from transformers import PreTrainedTokenizerBase
+
+    own = getattr(type(tokenizer), "_switch_to_target_mode", None)
+    if own is None or own is PreTrainedTokenizerBase._switch_to_target_mode:
+        return tokenise(tokenizer, texts, None, limit)
+    whole = tokenizer(text_target=texts)["input_ids"]
+    cut = tokenizer(text_target=texts, truncation=True, max_length=limit)["input_ids"]
+    return [(len(every), kept, []) for every, kept in zip(whole, cut, strict=True)]
