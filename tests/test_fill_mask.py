@@ -170,7 +170,7 @@ def test_loss_and_gradients_are_those_of_transformers(family: str, separate: boo
     assert logits.shape == (batch.weights["loss"], 97)
     loss = task.loss(logits, batch)["loss"] / batch.weights["loss"]
     loss.backward()
-    assert float(loss) == pytest.approx(float(theirs.loss), rel=1e-5)
+    assert loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
     for name, p in model.named_parameters():
         if name in expected:
             assert torch.allclose(p.grad, expected[name], atol=1e-6), name
