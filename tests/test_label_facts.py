@@ -18,7 +18,7 @@ from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 
 from finetune_cli import metrics
-from finetune_cli.errors import Stopped
+from finetune_cli.errors import Stopped, UserError
 from finetune_cli.tasks import label_loss
 from finetune_cli.tasks.base import Evaluation
 from finetune_cli.tasks.decisions import Decisions
@@ -276,6 +276,13 @@ def test_facts_survive_json() -> None:
     assert LabelSet.of(json.loads(json.dumps(own.facts()))) == own
 
 
+def test_a_checkpoint_from_before_the_first_scoring_is_refused() -> None:
+    early = TextClassification(TextClassificationConfig(abstain_precision=0.9), labels().facts())
+    early.refuse_misfits(training=True)
+    with pytest.raises(UserError, match="before validation rows had settled task.abstain_precision"):
+        early.refuse_misfits(training=False)
+
+
 # whole runs -------------------------------------------------------------------------------------------------------------------
 
 SMALL = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "model.shape.intermediate=32", "train.batch_size=16"]
@@ -310,7 +317,7 @@ def run(request: pytest.FixtureRequest, home: Path, ftune_inside: Ftune) -> Path
     """A finished run with every option that applies, trained once."""
     where = home / request.param
     if not where.exists():
-        given = [*files(home / f"{request.param}-data", ".jsonl"), *KINDS[request.param], *SMALL, "train.epochs=4", f"run.dir={where}"]
+        given = [*files(home / f"{request.param}-data", ".jsonl"), *KINDS[request.param], *SMALL, "train.epochs=10", f"run.dir={where}"]
         ftune_inside("train", *given).ok()
     return where
 
@@ -338,7 +345,7 @@ def test_predict_obeys_what_was_settled(run: Path, ftune_inside: Ftune) -> None:
     for line in ftune_inside("predict", run, stdin="the soup was lovely\nawful dull chair\n\n").ok().lines[:2]:
         p = line["probabilities"]
         if facts["multi"]:
-            clear = [(name, least) for name, least in zip(names, decisions["tuned"], strict=True) if abs(p[name] - least) > 1e-5]
+            clear = [(name, least) for name, least in zip(names, decisions["tuned"], strict=True) if abs(p[name] - least) > 1e-6]
             assert clear and [name in line["labels"] for name, _ in clear] == [p[name] >= least for name, least in clear]
         else:
             answer = names[int(p[names[1]] >= decisions["tuned"][0])]

@@ -103,31 +103,37 @@ def _first_comment(folders: list[Path], experiment: str) -> str:
 
 
 def _options(verb: str, tasks: Tasks, width: int) -> Iterator[str]:
-    texts = meanings(SCHEMAS[verb])
     section = None
-    for key, option in _ordered(SCHEMAS[verb], tasks):
+    for key, option, meaning in _ordered(SCHEMAS[verb], tasks):
         if key.rpartition(".")[0] != section:
             section = key.rpartition(".")[0]
             yield ""
-        text = (texts.get(key, "") or _of_task(key, tasks)).replace("``", "")
+        text = meaning.replace("``", "")
         head = f"  {key} = {default_text(option)}"
         yield from _row(head, text + _bounds(option), width)
 
 
-def _ordered(schema: type, tasks: Tasks) -> Iterator[tuple[str, Option]]:
-    """Options in the order of the schema; those of tasks where the section ``task`` stands."""
+def _ordered(schema: type, tasks: Tasks) -> Iterator[tuple[str, Option, str]]:
+    """(key, option, meaning) in the order of the schema; those of tasks where the section ``task`` stands."""
+    texts = meanings(schema)
     for key, option in options(schema).items():
-        yield key, option
+        yield key, option, texts.get(key, "")
         if key == "task.name":
-            of_tasks = {name: item for task in tasks.values() for name, item in options(task, "task.").items()}
-            yield from ((name, item) for name, item in of_tasks.items() if name != key)
+            yield from _of_tasks(tasks)
 
 
-def _of_task(key: str, tasks: Tasks) -> str:
-    """The help of a task's own option, and which tasks have it."""
-    name = key.removeprefix("task.")
-    owners = {task: documented(cls)[name] for task, cls in tasks.items() if name in documented(cls) and name not in documented(TaskConfig)}
-    return f"({', '.join(owners)}) {next(iter(owners.values()))}" if owners else ""
+def _of_tasks(tasks: Tasks) -> Iterator[tuple[str, Option, str]]:
+    """The tasks' own options and which tasks have them; a key that means something else to another task comes once for each meaning."""
+    shared = documented(TaskConfig)
+    found: dict[str, dict[str, tuple[Option, list[str]]]] = {}
+    for task, cls in tasks.items():
+        texts = meanings(cls, "task.")
+        for key, option in options(cls, "task.").items():
+            if key.removeprefix("task.") not in shared:
+                found.setdefault(key, {}).setdefault(texts[key], (option, []))[1].append(task)
+    for key, by_meaning in found.items():
+        for text, (option, owners) in by_meaning.items():
+            yield key, option, f"({', '.join(owners)}) {text}"
 
 
 def default_text(option: Option) -> str:
@@ -163,13 +169,12 @@ def _row(head: str, text: str, width: int) -> list[str]:
 
 def options_table(tasks: Tasks) -> str:
     """Every option of every verb as a Markdown table, for the README."""
-    rows: dict[str, tuple[Option, str, list[str]]] = {}
+    rows: dict[tuple[str, str], tuple[Option, list[str]]] = {}
     for verb, schema in SCHEMAS.items():
-        texts = meanings(schema)
-        for key, option in _ordered(schema, tasks):
-            rows.setdefault(key, (option, texts.get(key, "") or _of_task(key, tasks), []))[2].append(verb)
+        for key, option, text in _ordered(schema, tasks):
+            rows.setdefault((key, text), (option, []))[1].append(verb)
     lines = ["| option | type | default | verbs | meaning |", "|---|---|---|---|---|"]
-    for key, (option, text, verbs) in rows.items():
+    for (key, text), (option, verbs) in rows.items():
         cells = [f"`{key}`", option.type_name, f"`{default_text(option)}`", ", ".join(verbs), (text + _bounds(option)).replace("``", "`")]
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +27,6 @@ class Answers:
 
     labels: Ints
     given: npt.NDArray[np.bool_] | None = None
-
-    def __getitem__(self, rows: Any) -> Answers:
-        return Answers(self.labels[rows], None if self.given is None else self.given[rows])
 
 
 def classification(probabilities: Floats, labels: Ints, names: Sequence[str], answers: Answers | None = None) -> dict[str, float]:

@@ -88,6 +88,8 @@ def settled(
 
     ``given`` are thresholds in use where none are tuned (``tune``). A precision that no confidence reaches leaves the strictest.
     """
+    import numpy as np
+
     from finetune_cli import console, metrics
 
     temperature = metrics.best_temperature(logits, targets, multi=multi) if calibrate else 1.0
@@ -101,7 +103,7 @@ def settled(
     if precision is None:
         return Decisions(**known)
     labels = chosen(p, tuned or given)
-    least = metrics.least_confidence(p[range(len(p)), labels], labels == targets, precision)
+    least = metrics.least_confidence(p[np.arange(len(p)), labels], labels == targets, precision)
     if not least.reached and before.reached.get("stated", True):
         console.warn(
             f"no confidence reaches a precision of {precision:g} on the validation rows: the surest answers have {least.precision:.4f}, "

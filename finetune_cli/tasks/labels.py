@@ -10,7 +10,7 @@ validation rows and saved with the checkpoint.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Self
@@ -155,12 +155,14 @@ class LabelSet:
 
     def answers(self, p: np.ndarray, options: LabelOptions) -> Answers:
         """The label given to each row [N], and whether it is sure enough to be given; of sets with one label a row."""
+        import numpy as np
+
         from finetune_cli import metrics
 
         labels = chosen(p, self.thresholds(options))
         if self.decisions.least_confidence is None:
             return metrics.Answers(labels)
-        return metrics.Answers(labels, p[range(len(p)), labels] >= self.decisions.least_confidence)
+        return metrics.Answers(labels, p[np.arange(len(p)), labels] >= self.decisions.least_confidence)
 
     def measures(self, p: np.ndarray, targets: np.ndarray, options: LabelOptions) -> Measures:
         """Metrics of probabilities against label numbers [N], or 0/1 targets [N, K]."""
@@ -221,6 +223,17 @@ class LabelSet:
             told.append(("class weights", ", ".join(f"{name} {w:.3g}" for name, w in zip(self.names, self.weights, strict=True))))
         deciding = () if not self.thresholded else self.names if self.multi else self.names[1:]
         return told + self.decisions.told(deciding, self.thresholds(options), options)
+
+
+def refuse_unsettled(sets: Collection[LabelSet], options: LabelOptions) -> None:
+    """Raise UserError where options of training wait for validation rows that had not been scored when a checkpoint was saved."""
+    waiting = options.needs_validation()
+    if waiting and not any(labels.decisions.rows for labels in sets):
+        raise UserError(
+            f"the checkpoint was saved before validation rows had settled {waiting[0]}",
+            where=waiting[0],
+            fix="name the run, or a checkpoint after its first scoring",
+        )
 
 
 def natural(label: str) -> tuple[int, float, str]:

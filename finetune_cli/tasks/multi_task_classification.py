@@ -18,7 +18,7 @@ from finetune_cli.tasks import label_loss
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Outputs, Prediction, Score, Task
 from finetune_cli.tasks.decisions import Decisions
 from finetune_cli.tasks.label_columns import LABELS, in_one_column, split_name
-from finetune_cli.tasks.labels import LabelOptions, LabelSet, class_weights, counted, natural
+from finetune_cli.tasks.labels import LabelOptions, LabelSet, class_weights, counted, natural, refuse_unsettled
 from finetune_cli.tasks.tokens import encode_texts
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class MultiTaskClassification(Task[MultiTaskClassificationConfig]):
         deciding = [labels for labels in sets if labels.thresholded]
         for labels in deciding or sets:
             labels.refuse_misfits(self.config, training=training)
+        if not training:
+            refuse_unsettled(sets, self.config)
 
     # -- rows ----------------------------------------------------------------------------------
     @classmethod

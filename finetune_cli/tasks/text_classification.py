@@ -15,7 +15,7 @@ from finetune_cli.errors import UserError
 from finetune_cli.tasks import contrastive, label_loss
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Task
 from finetune_cli.tasks.decisions import Decisions
-from finetune_cli.tasks.labels import HALF, LabelLoss, LabelOptions, LabelSet, class_weights, counted, natural
+from finetune_cli.tasks.labels import HALF, LabelLoss, LabelOptions, LabelSet, class_weights, counted, natural, refuse_unsettled
 from finetune_cli.tasks.tokens import encode_texts
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ class TextClassification(Task[TextClassificationConfig]):
 
     def refuse_misfits(self, *, training: bool) -> None:
         self.labels.refuse_misfits(self.config, training=training)
+        if not training:
+            refuse_unsettled([self.labels], self.config)
 
     def read_targets(self, data: DataConfig, rows: Rows, roles: Roles) -> np.ndarray:
         import numpy as np
