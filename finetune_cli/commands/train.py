@@ -225,7 +225,7 @@ def _model(config: TrainConfig, p: Prepared, resumed: Resumed | None, directory:
     if p.source is None:
         model = models.build(config.model, p.task, p.tokenizer, seed=config.train.seed)
     else:
-        held = adapters.loading(config.model, where)
+        held = adapters.loading(config.model, p.task, p.model_config, where)
         with console.working("loading the model"):
             model, new = models.load(
                 p.source, config.model, p.task, p.model_config, seed=config.train.seed, offline=config.offline, held=held
