@@ -423,9 +423,9 @@ def quiet() -> None:
 
 
 def check_finite(model: nn.Module, where: str) -> None:
-    """Refuse weights that hold NaN or infinity."""
+    """Refuse weights that hold NaN or infinity. Those held in fewer bits (frozen, of a type of their own) cannot."""
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if type(parameter.data) is torch.Tensor and parameter.is_floating_point() and not torch.isfinite(parameter).all():
             raise Diverged(f"the weights hold NaN or infinity, first in {name}", where=where, fix="start from other weights")
 
 

@@ -449,3 +449,19 @@ def test_a_quantised_base_says_what_is_missing(
     with pytest.raises(UserError, match=said) as error:
         adapters.check(config, device)
     assert error.value.where == "model.quantised" and error.value.fix
+
+
+def test_a_base_in_eight_bits_trains_and_is_exported_in_full(one: tuple[Path, list[str]], ftune_inside: Ftune) -> None:
+    """With torchao, on any device: the frozen matrices are held in int8, and model/ gives the logits of those very numbers."""
+    pytest.importorskip("torchao")
+    run, keys = one
+    data = [key for key in keys if key.startswith("data.")]
+    more = ftune_inside("train", f"model.path={run}", *data, *LORA, "model.quantised=int8", "train.steps=2", "device=cpu").ok()
+    assert "same logits" in more.err
+    assert not [name for name in load_file(more.run / "checkpoints/best/adapter_model.safetensors") if "base_layer" in name]
+    before, after = load_file(run / "model/model.safetensors"), load_file(more.run / "model/model.safetensors")
+    key = "bert.encoder.layer.0.attention.self.key.weight"
+    off = (before[key] - after[key]).abs().max() / before[key].abs().max()
+    assert before.keys() == after.keys() and 0 < float(off) < 0.01
+    scored = ftune_inside("eval", more.run, "split=test").ok().json["test"]
+    assert scored == json.loads((more.run / "metrics.json").read_text())["test"]

@@ -101,9 +101,11 @@ def check(config: ModelConfig, device: str) -> None:
         quantised.backend(config.quantised, device)
 
 
-def loading(config: ModelConfig, device: str) -> dict[str, Any]:
+def loading(config: ModelConfig, task: Task[Any], model_config: Any, device: str) -> dict[str, Any]:
     """How the base's weights are held, for ``models.load``."""
-    return quantised.loading(config.quantised, device)
+    if config.quantised == Quantised.none:
+        return {}
+    return quantised.loading(config.quantised, device, targets.head(models.skeleton(config, task, model_config), ()))
 
 
 def check_targets(config: ModelConfig, task: Task[Any], model_config: Any) -> None:
@@ -171,6 +173,10 @@ def _inject(model: Any, peft_config: Any, whole: Sequence[str]) -> None:
         warnings.simplefilter("ignore")
         peft.inject_adapter_in_model(peft_config, model, NAME)
     for name in whole:
+        weights = model.get_submodule(name).parameters()
+        if any(type(p.data) is not Tensor or not p.is_floating_point() for p in weights):
+            what = f"{name} is new in the model and must be trained, but it was loaded in fewer bits"
+            raise UserError(what, where="model.quantised", fix="model.quantised=none, or a model whose weights have it")
         model.get_submodule(name).requires_grad_(True)
 
 
@@ -211,8 +217,9 @@ def restore(directory: Path, task: Task[Any], *, offline: bool, device: str) -> 
     own = Source(str(directory), None, "")
     config = ModelConfig(path=source.name, pickled_weights=base.pickled_weights, quantised=kind)
     model_config = models.load_config(own, config, offline=True)
-    model, _ = models.load(source, config, task, model_config, seed=0, offline=offline, held=quantised.loading(kind, device))
     whole = tuple(saved["modules_to_save"] or ())
+    held = quantised.loading(kind, device, whole)
+    model, _ = models.load(source, config, task, model_config, seed=0, offline=offline, held=held)
     base.prove(model, whole, source)
     _inject(model, peft_config, whole)
     load_trained(model, directory, whole)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,22 +38,27 @@ def _has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def loading(kind: Quantised, device: str) -> dict[str, Any]:
-    """What ``from_pretrained`` must be told; nothing for weights in full."""
+def loading(kind: Quantised, device: str, whole: Sequence[str]) -> dict[str, Any]:
+    """What ``from_pretrained`` must be told; nothing for weights in full. ``whole``: modules that stay so, since they are trained."""
     if kind == Quantised.none:
         return {}
     import transformers
 
+    on = {"device_map": {"": device}}
     if backend(kind, device) == "torchao":
         from torchao.quantization import Int8WeightOnlyConfig
 
-        return {"quantization_config": transformers.TorchAoConfig(Int8WeightOnlyConfig(version=2)), "device_map": {"": device}}
+        return {"quantization_config": transformers.TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=list(whole)), **on}
     if kind == Quantised.int8:
-        return {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": device}}
+        return {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(whole)), **on}
     config = transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=list(whole),
     )
-    return {"quantization_config": config, "device_map": {"": device}}
+    return {"quantization_config": config, **on}
 
 
 def in_full_config(config: Any) -> Any:

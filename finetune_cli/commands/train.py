@@ -255,7 +255,7 @@ def _fresh(config: TrainConfig, p: Prepared, where: str) -> tuple[nn.Module, lis
     if p.source is None:
         model, new = models.build(config.model, p.task, p.tokenizer, seed=config.train.seed), list[str]()
     else:
-        held = adapters.loading(config.model, where)
+        held = adapters.loading(config.model, p.task, p.model_config, where)
         with console.working("loading the model"):
             model, new = models.load(
                 p.source, config.model, p.task, p.model_config, seed=config.train.seed, offline=config.offline, held=held
