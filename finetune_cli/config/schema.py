@@ -342,7 +342,7 @@ class TrainConfig:
     resume_allow: list[str] = option([])
     """Keys that may differ from the resumed run, such as ``train.epochs`` or ``data.train``."""
     expect: dict[str, Any] = option({}, form="expectations")
-    """Stated expectations on test (else validation) metrics, such as ``expect.accuracy='>=0.8'``; missed: exit 3."""
+    """Stated expectations on the metrics (of train: on test, else validation), such as ``expect.accuracy='>=0.8'``; missed: exit 3."""
     offline: bool = False
     """Any attempt to reach the network is an error."""
 
@@ -360,7 +360,7 @@ class EvalConfig:
     device: DeviceConfig = field(default_factory=DeviceConfig)
     run: RunConfig = field(default_factory=RunConfig)
     expect: dict[str, Any] = option({}, form="expectations")
-    """Stated expectations on the metrics, such as ``expect.accuracy='>=0.8'``; missed: exit 3."""
+    """Stated expectations on the metrics (of train: on test, else validation), such as ``expect.accuracy='>=0.8'``; missed: exit 3."""
     offline: bool = False
     """Any attempt to reach the network is an error."""
 

@@ -51,11 +51,11 @@ class TextClassificationConfig(LabelOptions):
     """One text or a pair in, labels out."""
     labels: Labels = option(Labels.auto, training=True)
     """``single``: exactly one label a row; ``multi``: any number; auto: multi where a cell is a list or several columns are labels."""
-    few_shot: FewShot = option(FewShot.none, applies="model.pooling=mean|first")
+    few_shot: FewShot = option(FewShot.none, applies="model.pooling=mean|first", training=True)
     """``contrastive``: the encoder learns from pairs of rows and a logistic regression on its embeddings is the head (as in SetFit)."""
-    zero_shot: ZeroShot = option(ZeroShot.none, applies="model.pooling=mean|first")
+    zero_shot: ZeroShot = option(ZeroShot.none, applies="model.pooling=mean|first", training=True)
     """``embedding``: the head begins as the embeddings of the labels' descriptions; a few-shot head counts them as rows."""
-    descriptions: dict[str, str] = option({}, applies="task.zero_shot=embedding")
+    descriptions: dict[str, str] = option({}, applies="task.zero_shot=embedding", training=True)
     """What a label means, by label: ``{sport: news about sport}``; a label without one is described by its name."""
 
 
