@@ -161,7 +161,7 @@ def test_which_pieces_learn(pieces: str, expected: list[int]) -> None:
     batch = task.collate({"input_ids": word, WORD: word}, gold, Padded({}, 512), key=0)
     assert batch.targets[0, :7].tolist() == expected and set(batch.targets[0, 7:].tolist()) <= {-1}
     assert batch.weights == {"loss": float(sum(label >= 0 for label in expected))}
-    assert batch.extra["first"].tolist() == [1, 4, 5] and batch.extra["words"].tolist() == [3]
+    assert batch.extra["first"].tolist() == [1, 4, 5] and batch.host["words"].tolist() == [3]
 
 
 def test_labels_of_another_scheme_are_written_in_it() -> None:
