@@ -169,12 +169,13 @@ def _row(head: str, text: str, width: int) -> list[str]:
 
 def options_table(tasks: Tasks) -> str:
     """Every option of every verb as a Markdown table, for the README."""
-    rows: dict[tuple[str, str], tuple[Option, list[str]]] = {}
+    rows: dict[tuple[str, str], tuple[Option, str, list[str]]] = {}
     for verb, schema in SCHEMAS.items():
         for key, option, text in _ordered(schema, tasks):
-            rows.setdefault((key, text), (option, []))[1].append(verb)
+            one = (key, text if key.startswith("task.") else "")
+            rows.setdefault(one, (option, text, []))[2].append(verb)
     lines = ["| option | type | default | verbs | meaning |", "|---|---|---|---|---|"]
-    for (key, text), (option, verbs) in rows.items():
+    for (key, _), (option, text, verbs) in rows.items():
         cells = [f"`{key}`", option.type_name, f"`{default_text(option)}`", ", ".join(verbs), (text + _bounds(option)).replace("``", "`")]
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
