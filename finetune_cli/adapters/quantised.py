@@ -2,6 +2,8 @@
 
 int8: bitsandbytes on CUDA (LLM.int8, Dettmers et al. 2022, arXiv:2208.07339), else torchao's weights in 8 bits, on any device.
 nf4: bitsandbytes on CUDA, quantised twice (QLoRA, Dettmers et al. 2023, arXiv:2305.14314).
+
+torchao's path is tested on a CPU. That of bitsandbytes was run on a CPU alone, with the check of the device taken off, never yet on CUDA.
 """
 
 from __future__ import annotations
