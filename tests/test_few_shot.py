@@ -22,7 +22,7 @@ from finetune_cli.config import ModelConfig, Pooling
 from finetune_cli.encoded import Ragged
 from finetune_cli.engine.loop import Trainer
 from finetune_cli.errors import Stopped, UserError
-from finetune_cli.tasks import contrastive
+from finetune_cli.tasks.labelling import contrastive
 
 LENGTHS = [5, 40, 3, 17, 40, 1, 9, 22]
 THREE = ("negative", "neutral", "positive")

@@ -17,9 +17,9 @@ from finetune_cli import metrics, models, randomness
 from finetune_cli.batching import Padded
 from finetune_cli.config.schema import ModelConfig
 from finetune_cli.encoded import Ragged
-from finetune_cli.tasks import masked_head, masking
 from finetune_cli.tasks.fill_mask import FillMask, FillMaskConfig
-from finetune_cli.tasks.masking import Masking
+from finetune_cli.tasks.masks import masked_head, masking
+from finetune_cli.tasks.masks.masking import Masking
 
 Ftune = Callable[..., Ran]
 

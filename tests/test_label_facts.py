@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 from finetune_cli import metrics
 from finetune_cli.errors import Stopped, UserError
-from finetune_cli.tasks import label_loss
 from finetune_cli.tasks.base import Evaluation
-from finetune_cli.tasks.decisions import Decisions
-from finetune_cli.tasks.heads import fold_scale
-from finetune_cli.tasks.labels import LabelLoss, LabelOptions, LabelSet, class_weights
+from finetune_cli.tasks.labelling import label_loss
+from finetune_cli.tasks.labelling.decisions import Decisions
+from finetune_cli.tasks.labelling.heads import fold_scale
+from finetune_cli.tasks.labelling.labels import LabelLoss, LabelOptions, LabelSet, class_weights
 from finetune_cli.tasks.text_classification import TextClassification, TextClassificationConfig
 
 NAMES = ("a", "b", "c", "d")

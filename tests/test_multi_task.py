@@ -20,8 +20,8 @@ from finetune_cli.data import read
 from finetune_cli.errors import UserError
 from finetune_cli.metrics import better
 from finetune_cli.tasks.base import Evaluation
-from finetune_cli.tasks.label_columns import LABELS
-from finetune_cli.tasks.labels import LabelSet
+from finetune_cli.tasks.labelling.label_columns import LABELS
+from finetune_cli.tasks.labelling.labels import LabelSet
 from finetune_cli.tasks.multi_task_classification import MultiTaskClassification, MultiTaskClassificationConfig
 
 Ftune = Callable[..., Ran]

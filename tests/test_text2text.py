@@ -20,7 +20,7 @@ from finetune_cli.data.rows import of_table
 from finetune_cli.encoded import Ragged
 from finetune_cli.errors import UserError
 from finetune_cli.models import never_wait
-from finetune_cli.tasks import seq2seq
+from finetune_cli.tasks.text2text import seq2seq
 from finetune_cli.tasks.text2text_generation import Text2TextGeneration, Text2TextGenerationConfig, Tokenize
 
 Ftune = Callable[..., Ran]
@@ -319,7 +319,7 @@ def test_scores_have_intervals_and_n() -> None:
 
 
 def test_what_anyone_can_have_for_free() -> None:
-    from finetune_cli.tasks.text2text_findings import baselines, first_sentence
+    from finetune_cli.tasks.text2text.text2text_findings import baselines, first_sentence
 
     long = ["#Person1#: Hi. How are you?\n#Person2#: Fine.", "One thing. Another thing.", "Nur ein Satz!"]
     assert [first_sentence(text) for text in long] == ["#Person1#: Hi.", "One thing.", "Nur ein Satz!"]

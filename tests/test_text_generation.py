@@ -30,8 +30,8 @@ from finetune_cli.data.rows import Rows, of_table
 from finetune_cli.encoded import Ragged, join
 from finetune_cli.errors import UserError
 from finetune_cli.tasks import get
-from finetune_cli.tasks.blocks import token_bytes
-from finetune_cli.tasks.generation_options import Template
+from finetune_cli.tasks.writing.blocks import token_bytes
+from finetune_cli.tasks.writing.generation_options import Template
 
 SHAPE = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 32, "vocabulary": 400, "positions": 256}
 TEXTS = [
@@ -114,7 +114,7 @@ def huggingface_loss(model: Any, examples: Any) -> torch.Tensor:
 def test_loss_and_gradients_are_those_of_the_hugging_face_model(
     tokenizer: Any, model: Any, chat: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_cli.tasks.token_loss.LOGITS", chunk)
+    monkeypatch.setattr("finetune_cli.tasks.writing.token_loss.LOGITS", chunk)
     task = task_of(tokenizer, chat=chat)
     if chat:
         rows, roles = chats([turns("Hi", "Hello there."), turns("Who?", "Me.", "Why?", "Because of the ferry.", system="Be brief.")])
@@ -158,7 +158,7 @@ def test_the_loss_curve_is_that_of_a_plain_loop(tokenizer: Any) -> None:
 
 PEAK = """
 import resource, sys, torch, torch.utils.checkpoint
-from finetune_cli.tasks.token_loss import Hidden, total
+from finetune_cli.tasks.writing.token_loss import Hidden, total
 torch.manual_seed(0)
 head = torch.nn.Linear(64, 50_000, bias=False)
 states, targets = torch.randn(4096, 64, requires_grad=True), torch.randint(0, 50_000, (4096,))
@@ -446,7 +446,7 @@ def test_continuations_are_those_of_plain_transformers(tokenizer: Any, model: An
 
 
 def test_tokens_are_drawn_by_their_probabilities() -> None:
-    from finetune_cli.tasks.generation import Wish, _keyed
+    from finetune_cli.tasks.writing.generation import Wish, _keyed
 
     n, scores = 4000, torch.tensor([2.0, 1.0, 0.0, -1.0, 5.0])
     scores[4] = -torch.inf

@@ -26,7 +26,7 @@ from finetune_cli.data.tagged import TEXT, Reading, arrange
 from finetune_cli.data.tags import Scheme, spans, write
 from finetune_cli.encoded import Examples, Ragged
 from finetune_cli.tasks import get
-from finetune_cli.tasks.word_pieces import WORD, encode_words, first_pieces, gather_words
+from finetune_cli.tasks.entities.word_pieces import WORD, encode_words, first_pieces, gather_words
 
 Ftune = Callable[..., Ran]
 SENTENCES = ["The EU rejects German lamb .", "O'Neill , of Bo-ness , won !", "Tamar in flood is brown"]
@@ -150,7 +150,7 @@ def task_with(**options: Any) -> Any:
 
 @pytest.mark.parametrize(("pieces", "expected"), [("first", [-1, 1, -1, -1, 2, 0, -1]), ("all", [-1, 1, 2, 2, 2, 0, -1])])
 def test_which_pieces_learn(pieces: str, expected: list[int]) -> None:
-    from finetune_cli.tasks.entity_rows import Gold
+    from finetune_cli.tasks.entities.entity_rows import Gold
     from finetune_cli.tasks.token_classification import LabelPieces
 
     word = Ragged.of([[-1, 0, 0, 0, 1, 2, -1]])

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_cli.config.schema import DataConfig, TaskConfig, option
 from finetune_cli.errors import UserError
-from finetune_cli.tasks import masking
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Task
+from finetune_cli.tasks.masks import masking
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from finetune_cli.data import Roles, Rows
     from finetune_cli.encoded import Columns, Examples, Ragged
-    from finetune_cli.tasks.masked_findings import Found
+    from finetune_cli.tasks.masks.masked_findings import Found
     from finetune_cli.tasks.sections import Section
 
 
@@ -142,7 +142,7 @@ class FillMask(Task[FillMaskConfig]):
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits of the masked tokens, [M, V]."""
-        from finetune_cli.tasks.masked_head import logits_at
+        from finetune_cli.tasks.masks.masked_head import logits_at
 
         return logits_at(model, batch.inputs, batch.extra["positions"])
 
@@ -213,7 +213,7 @@ class FillMask(Task[FillMaskConfig]):
 
     def decode(self, outputs: Outputs, rows: Rows, roles: Roles) -> Iterator[Prediction]:
         from finetune_cli.data import texts
-        from finetune_cli.tasks import masked_findings
+        from finetune_cli.tasks.masks import masked_findings
 
         if "true" in outputs:
             yield from masked_findings.told_tokens(self._found(outputs))
@@ -240,20 +240,20 @@ class FillMask(Task[FillMaskConfig]):
         return None
 
     def baselines(self, train: tuple[Sequence[str], Any], test: tuple[Sequence[str], Any]) -> dict[str, dict[str, float]]:
-        from finetune_cli.tasks import masked_findings
+        from finetune_cli.tasks.masks import masked_findings
 
         return masked_findings.frequencies(train[0], test[0], self.tokenizer)
 
     def sections(self, evaluation: Evaluation, rows: Rows, roles: Roles, *, lengths: np.ndarray) -> list[Section]:
         from finetune_cli.data import text_of
-        from finetune_cli.tasks import masked_findings
+        from finetune_cli.tasks.masks import masked_findings
 
         found = self._found(evaluation.outputs)
         whole = None if self.masking.blocks else lengths
         return masked_findings.of_masked(found, evaluation.rows, partial(text_of, rows, roles), whole)
 
     def _found(self, outputs: Outputs) -> Found:
-        from finetune_cli.tasks.masked_findings import Found
+        from finetune_cli.tasks.masks.masked_findings import Found
 
         return Found(tokenizer=self.tokenizer, **outputs)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from finetune_cli.metrics import ClassRow
-    from finetune_cli.tasks.labels import LabelOptions, LabelSet
+    from finetune_cli.tasks.labelling.labels import LabelOptions, LabelSet
 
     Texts = Callable[[int], str]
 
@@ -168,7 +168,7 @@ def _abstaining(sure: np.ndarray, right: np.ndarray, given: np.ndarray, least: f
 def _calibrated(labels: LabelSet, logits: np.ndarray, p: np.ndarray, targets: np.ndarray) -> Table:
     """What the temperature does on these rows."""
     from finetune_cli import metrics
-    from finetune_cli.tasks.decisions import compared
+    from finetune_cli.tasks.labelling.decisions import compared
 
     found = compared(metrics.probabilities(labels.raw(logits), multi=labels.multi), p, targets, multi=labels.multi)
     rows = [(metrics.title(name), before, after) for name, (before, after) in found.items()]

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_cli.config.schema import DataConfig
 from finetune_cli.errors import UserError
-from finetune_cli.tasks import label_loss
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Outputs, Prediction, Score, Task
-from finetune_cli.tasks.decisions import Decisions
-from finetune_cli.tasks.label_columns import LABELS, in_one_column, split_name
-from finetune_cli.tasks.labels import LabelOptions, LabelSet, class_weights, counted, natural, refuse_unsettled
+from finetune_cli.tasks.labelling import label_loss
+from finetune_cli.tasks.labelling.decisions import Decisions
+from finetune_cli.tasks.labelling.label_columns import LABELS, in_one_column, split_name
+from finetune_cli.tasks.labelling.labels import LabelOptions, LabelSet, class_weights, counted, natural, refuse_unsettled
 from finetune_cli.tasks.tokens import encode_texts
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class MultiTaskClassification(Task[MultiTaskClassificationConfig]):
     def fold(self, model: nn.Module) -> Facts | None:
         import numpy as np
 
-        from finetune_cli.tasks.heads import fold_scale
+        from finetune_cli.tasks.labelling.heads import fold_scale
 
         sets = self.columns
         scale = np.concatenate([np.full(len(s), 1.0 if s.decisions.folded else 1 / s.decisions.temperature) for s in sets.values()])

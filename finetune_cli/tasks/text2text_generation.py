@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_cli.config.schema import DataConfig, TaskConfig, option
 from finetune_cli.errors import UserError
-from finetune_cli.tasks import seq2seq
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Task
+from finetune_cli.tasks.text2text import seq2seq
 from finetune_cli.tasks.tokens import encode_texts, tokenise_targets
 
 if TYPE_CHECKING:
@@ -122,14 +122,14 @@ class Text2TextGeneration(Task[Text2TextGenerationConfig]):
     # -- rows ----------------------------------------------------------------------------------
     @classmethod
     def arrange(cls, config: Text2TextGenerationConfig, rows: Rows, data: DataConfig, *, labelled: bool) -> tuple[Rows, Roles, list[str]]:
-        from finetune_cli.tasks.text2text_columns import arrange
+        from finetune_cli.tasks.text2text.text2text_columns import arrange
 
         return arrange(rows, data, config.references, labelled=labelled)
 
     @classmethod
     def learn(cls, config: Text2TextGenerationConfig, data: DataConfig, rows: Rows, roles: Roles) -> Facts:
         from finetune_cli import metrics
-        from finetune_cli.tasks.text2text_columns import words_of
+        from finetune_cli.tasks.text2text.text2text_columns import words_of
 
         metrics.require_generation()
         tokenize = config.tokenize.value if config.tokenize != Tokenize.auto else words_of(rows, roles)
@@ -291,13 +291,13 @@ class Text2TextGeneration(Task[Text2TextGenerationConfig]):
         return target[0] if len(target) == 1 else list(target)
 
     def baselines(self, train: tuple[Sequence[str], Any], test: tuple[Sequence[str], Any]) -> dict[str, dict[str, float]]:
-        from finetune_cli.tasks import text2text_findings
+        from finetune_cli.tasks.text2text import text2text_findings
 
         return text2text_findings.baselines(*test, tokenize=self.tokenize)
 
     def sections(self, evaluation: Evaluation, rows: Rows, roles: Roles, *, lengths: np.ndarray) -> list[Section]:
         from finetune_cli.data import texts
-        from finetune_cli.tasks import text2text_findings
+        from finetune_cli.tasks.text2text import text2text_findings
 
         ids = evaluation.outputs[_name(0)]
         return text2text_findings.sections(

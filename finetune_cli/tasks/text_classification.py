@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from finetune_cli.config.schema import DataConfig, option
 from finetune_cli.errors import UserError
-from finetune_cli.tasks import contrastive, label_loss
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Task
-from finetune_cli.tasks.decisions import Decisions
-from finetune_cli.tasks.labels import HALF, LabelLoss, LabelOptions, LabelSet, class_weights, counted, natural, refuse_unsettled
+from finetune_cli.tasks.labelling import contrastive, label_loss
+from finetune_cli.tasks.labelling.decisions import Decisions
+from finetune_cli.tasks.labelling.labels import HALF, LabelLoss, LabelOptions, LabelSet, class_weights, counted, natural, refuse_unsettled
 from finetune_cli.tasks.tokens import encode_texts
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class TextClassification(Task[TextClassificationConfig]):
     def fold(self, model: nn.Module) -> Facts | None:
         import numpy as np
 
-        from finetune_cli.tasks.heads import fold_scale
+        from finetune_cli.tasks.labelling.heads import fold_scale
 
         labels = self.labels
         if labels.decisions.temperature == 1 or labels.decisions.folded:

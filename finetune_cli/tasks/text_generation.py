@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 from finetune_cli.config.schema import DataConfig
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Shown, Task
-from finetune_cli.tasks.generation_options import Lines, LossOn, TextGenerationConfig
 from finetune_cli.tasks.sections import Table
+from finetune_cli.tasks.writing.generation_options import Lines, LossOn, TextGenerationConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,8 +104,8 @@ class TextGeneration(Task[TextGenerationConfig]):
 
     def encode(self, rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int, asked: bool = False) -> Examples:
         from finetune_cli.data.conversations import CONVERSATION, conversations
-        from finetune_cli.tasks.blocks import encode_blocks
-        from finetune_cli.tasks.supervision import encode_chats
+        from finetune_cli.tasks.writing.blocks import encode_blocks
+        from finetune_cli.tasks.writing.supervision import encode_chats
 
         chat = rows.has(CONVERSATION)
         if asked:
@@ -145,7 +145,7 @@ class TextGeneration(Task[TextGenerationConfig]):
         """What is to be gone on with, one example a row."""
         from finetune_cli.data import texts
         from finetune_cli.data.conversations import CONVERSATION, conversations, question
-        from finetune_cli.tasks import prompts
+        from finetune_cli.tasks.writing import prompts
 
         room = prompts.room(max_length, self.config.max_new_tokens)
         if self.facts["chat"] or self.facts["chat"] is None and rows.has(CONVERSATION):
@@ -159,7 +159,7 @@ class TextGeneration(Task[TextGenerationConfig]):
         return prompts.of_texts(rows, roles, tokenizer, room=room, first_row=first_row)
 
     def collate(self, columns: Columns, targets: Any, layout: Layout, *, key: int) -> Batch:
-        from finetune_cli.tasks import language_batch
+        from finetune_cli.tasks.writing import language_batch
 
         return language_batch.asked(columns, self._pad) if targets is None else language_batch.learnt(columns, layout)
 
@@ -174,14 +174,14 @@ class TextGeneration(Task[TextGenerationConfig]):
     @cached_property
     def ends(self) -> frozenset[int]:
         """Tokens that end what is generated: the end of text, and in a conversation the end of a turn."""
-        from finetune_cli.tasks.blocks import end_of_text
-        from finetune_cli.tasks.supervision import end_of_turn
+        from finetune_cli.tasks.writing.blocks import end_of_text
+        from finetune_cli.tasks.writing.supervision import end_of_turn
 
         turn = end_of_turn(self.tokenizer) if self.facts["chat"] is not False and self.tokenizer.chat_template else None
         return frozenset({end_of_text(self.tokenizer)} | ({turn} if turn is not None else set()))
 
     def adjust(self, model: nn.Module) -> None:
-        from finetune_cli.tasks import documents
+        from finetune_cli.tasks.writing import documents
 
         settings: Any = model.generation_config
         settings.eos_token_id = sorted(self.ends | _several(settings.eos_token_id))
@@ -191,19 +191,19 @@ class TextGeneration(Task[TextGenerationConfig]):
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Hidden states before the supervised tokens; ``loss`` applies the head, chunk by chunk."""
-        from finetune_cli.tasks.token_loss import hidden_of
+        from finetune_cli.tasks.writing.token_loss import hidden_of
 
         places = {name: batch.extra[name] for name in ("position_ids",) if name in batch.extra}
         return hidden_of(model, batch.extra["before"], **batch.inputs, **places)
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        from finetune_cli.tasks.token_loss import total
+        from finetune_cli.tasks.writing.token_loss import total
 
         assert batch.targets is not None, "a loss needs targets"
         return {"loss": total(outputs, batch.targets)}
 
     def infer(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor | Flat], dict[str, Tensor]]:
-        from finetune_cli.tasks.token_loss import each
+        from finetune_cli.tasks.writing.token_loss import each
 
         if batch.targets is None:
             return self._continued(model, batch), {}
@@ -218,7 +218,7 @@ class TextGeneration(Task[TextGenerationConfig]):
         }, {"loss": losses.sum()}
 
     def _continued(self, model: nn.Module, batch: Batch) -> dict[str, Tensor | Flat]:
-        from finetune_cli.tasks.generation import Wish, generate
+        from finetune_cli.tasks.writing.generation import Wish, generate
 
         ends = self.ends | frozenset(_several(model.generation_config.eos_token_id))  # type: ignore[union-attr]
         numbers = batch.extra["number"].cpu().numpy()
@@ -233,7 +233,7 @@ class TextGeneration(Task[TextGenerationConfig]):
     def reproducible(self, model: nn.Module, batch: Batch) -> np.ndarray:
         import torch
 
-        from finetune_cli.tasks.token_loss import hidden_of
+        from finetune_cli.tasks.writing.token_loss import hidden_of
 
         ids = batch.inputs["input_ids"]
         hidden = hidden_of(model, torch.arange(ids.numel(), device=ids.device), input_ids=ids)
@@ -250,7 +250,7 @@ class TextGeneration(Task[TextGenerationConfig]):
 
     def _sums(self, outputs: Outputs) -> tuple[np.ndarray, ...]:
         """(nats, tokens, bytes, hits) of each example, [N]."""
-        from finetune_cli.tasks.language_report import sums
+        from finetune_cli.tasks.writing.language_report import sums
 
         return sums(outputs)
 
@@ -266,7 +266,7 @@ class TextGeneration(Task[TextGenerationConfig]):
         return metrics.score(lambda rows: metrics.language_measures(*(a[rows] for a in found)), len(found[0]), seed=evaluation.seed)
 
     def decode(self, outputs: Outputs, rows: Rows, roles: Roles) -> Iterator[Prediction]:
-        from finetune_cli.tasks.generation import written
+        from finetune_cli.tasks.writing.generation import written
 
         if "losses" in outputs:
             for nats, tokens, _, hits in zip(*self._sums(outputs), strict=True):
@@ -286,17 +286,17 @@ class TextGeneration(Task[TextGenerationConfig]):
         return {} if self.facts["chat"] else baselines.language(train[0], test[0])
 
     def ledger(self, examples: Mapping[str, Examples], rows: Mapping[str, Rows]) -> Table | None:
-        from finetune_cli.tasks.language_report import ledger
+        from finetune_cli.tasks.writing.language_report import ledger
 
         return ledger(examples, rows, chat=bool(self.facts["chat"]))
 
     def shown(self, examples: Examples, rows: Rows) -> list[Shown]:
-        from finetune_cli.tasks.language_report import shown
+        from finetune_cli.tasks.writing.language_report import shown
 
         return shown(examples, rows, self.tokenizer)
 
     def sections(self, evaluation: Evaluation, rows: Rows, roles: Roles, *, lengths: np.ndarray) -> list[Section]:
-        from finetune_cli.tasks.language_report import sections
+        from finetune_cli.tasks.writing.language_report import sections
 
         return sections(evaluation, rows, roles, lengths)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_cli.config.schema import DataConfig, TaskConfig
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Outputs, Prediction, Score, Task
-from finetune_cli.tasks.heads import output_layer
+from finetune_cli.tasks.labelling.heads import output_layer
 from finetune_cli.tasks.tokens import encode_texts
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from finetune_cli.config.schema import DataConfig, TaskConfig, option
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Task
-from finetune_cli.tasks.entity_findings import Compared
-from finetune_cli.tasks.entity_rows import Gold, cells_of, lists_of, marked_text, tags_of, words_of
-from finetune_cli.tasks.word_pieces import WORD, encode_words, first_pieces, gather_words
+from finetune_cli.tasks.entities.entity_findings import Compared
+from finetune_cli.tasks.entities.entity_rows import Gold, cells_of, lists_of, marked_text, tags_of, words_of
+from finetune_cli.tasks.entities.word_pieces import WORD, encode_words, first_pieces, gather_words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -300,7 +300,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
         import numpy as np
 
         from finetune_cli.data.tagged import ENDS, STARTS
-        from finetune_cli.tasks.entity_findings import of_entities
+        from finetune_cli.tasks.entities.entity_findings import of_entities
 
         compared = self._compared(evaluation)
         sure = np.where(compared.wrong, _softmax(evaluation.outputs["logits"].values).max(-1), 0)

@@ -16,7 +16,7 @@ def asked(columns: Columns, pad: int) -> Batch:
     import torch
 
     from finetune_cli.encoded import Ragged
-    from finetune_cli.tasks.generation import pad_left
+    from finetune_cli.tasks.writing.generation import pad_left
 
     ids, numbers = columns["input_ids"], columns["number"]
     assert isinstance(ids, Ragged) and isinstance(numbers, np.ndarray)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from finetune_cli.tasks.generation_options import TextGenerationConfig
+    from finetune_cli.tasks.writing.generation_options import TextGenerationConfig
 
 TOKENS = 16_384
 """Tokens of prompts and continuations, over all beams and sequences, that are worked on at once."""

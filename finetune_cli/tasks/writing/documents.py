@@ -29,7 +29,7 @@ def _difference(model: Any) -> float:
     import numpy as np
     import torch
 
-    from finetune_cli.tasks.token_loss import trunk
+    from finetune_cli.tasks.writing.token_loss import trunk
 
     draw = np.random.Generator(np.random.Philox(0))
     where = next(model.parameters()).device

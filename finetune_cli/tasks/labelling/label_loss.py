@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune_cli.tasks.labels import LabelLoss, LabelOptions, LabelSet
+from finetune_cli.tasks.labelling.labels import LabelLoss, LabelOptions, LabelSet
 
 if TYPE_CHECKING:
     import numpy as np

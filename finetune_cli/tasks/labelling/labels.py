@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from finetune_cli.config.schema import TaskConfig, option
 from finetune_cli.errors import UserError
-from finetune_cli.tasks.decisions import Decisions, chosen, settled
+from finetune_cli.tasks.labelling.decisions import Decisions, chosen, settled
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune_cli.errors import UserError
-from finetune_cli.tasks.blocks import backend, beginning, end_of_text
-from finetune_cli.tasks.supervision import Unfit, render
+from finetune_cli.tasks.writing.blocks import backend, beginning, end_of_text
+from finetune_cli.tasks.writing.supervision import Unfit, render
 
 if TYPE_CHECKING:
     from finetune_cli.data import Roles, Rows

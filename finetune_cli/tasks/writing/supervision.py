@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune_cli.errors import UserError
-from finetune_cli.tasks.blocks import backend, token_bytes
+from finetune_cli.tasks.writing.blocks import backend, token_bytes
 
 if TYPE_CHECKING:
     import numpy as np

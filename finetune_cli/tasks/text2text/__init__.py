@@ -1,0 +1,1 @@
+"""What text2text-generation is made of: sources and references, decoding, its part of the report."""
