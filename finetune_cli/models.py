@@ -452,8 +452,7 @@ def activation_bytes(model_config: Any) -> float:
 
 def _configure(model_config: Any, config: ModelConfig, task: Task[Any]) -> None:
     """Write head and dropout into a transformers config."""
-    for name, value in task.head().items():
-        setattr(model_config, name, value)
+    task.configure(model_config)
     if config.dropout is not None:
         for name in list(model_config.to_dict()):
             if re.search(r"(dropout|pdrop)(_prob)?$", name) and isinstance(getattr(model_config, name, None), (int, float, type(None))):

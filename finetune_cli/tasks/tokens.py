@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune_cli.data import Roles, Rows
-    from finetune_cli.encoded import Examples
+    from finetune_cli.data import Roles, Rows, TokenCounts
+    from finetune_cli.encoded import Columns, Examples
 
 
 def encode_texts(rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int) -> Examples:
@@ -16,11 +16,21 @@ def encode_texts(rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, f
     """
     import numpy as np
 
-    from finetune_cli.data import TokenCounts, texts
-    from finetune_cli.encoded import Columns, Examples, Ragged
+    from finetune_cli.data import texts
+    from finetune_cli.encoded import Examples
 
-    first = texts(rows, roles.text)
     second = texts(rows, roles.text_pair) if roles.text_pair else None
+    columns, counts = encode_sequences(tokenizer, texts(rows, roles.text), second, max_length=max_length)
+    return Examples(columns, np.arange(first_row, first_row + len(rows), dtype=np.int64), counts)
+
+
+def encode_sequences(tokenizer: Any, first: list[str], second: list[str] | None, *, max_length: int) -> tuple[Columns, TokenCounts]:
+    """The columns of texts or pairs, and the counts of what was cut."""
+    import numpy as np
+
+    from finetune_cli.data import TokenCounts
+    from finetune_cli.encoded import Ragged
+
     encodings = _tokenise(tokenizer, first, second, max_length)
     lengths = np.array([n for n, _, _ in encodings], np.int64)
     kept = np.minimum(lengths, max_length)
@@ -36,7 +46,7 @@ def encode_texts(rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, f
         lost=int((lengths - kept).sum()),
         unknown=unknown,
     )
-    return Examples(columns, np.arange(first_row, first_row + len(rows), dtype=np.int64), counts)
+    return columns, counts
 
 
 def _tokenise(tokenizer: Any, first: list[str], second: list[str] | None, max_length: int) -> list[tuple[int, list[int], list[int]]]:
