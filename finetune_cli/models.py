@@ -489,8 +489,7 @@ def activation_bytes(model_config: Any, *, kept: bool = True) -> float:
 
 def _configure(model_config: Any, config: ModelConfig, task: Task[Any]) -> None:
     """Write head and dropout into a transformers config."""
-    for name, value in task.head().items():
-        setattr(model_config, name, value)
+    task.configure(model_config)
     if config.dropout is not None:
         for name in list(model_config.to_dict()):
             if re.search(r"(dropout|pdrop)(_prob|_rate)?$", name) and isinstance(

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SHOTS, LONGEST, BATCH = 8, 64, 32
 SETS = {"reviews": "shipped reviews (3 labels)", "ag_news": "AG News (4 labels)"}
-CONTRASTIVE = ["model.pooling=mean", "task.few_shot=contrastive", "optimizer.lr=5e-5", "train.steps=25"]
+CONTRASTIVE = ["model.pooling=mean", "task.few_shot=contrastive", "optimizer.lr=1e-4", "train.steps=50"]
 SIDES = {
     "contrastive": CONTRASTIVE,
     **{f"plain {lr}": [f"optimizer.lr={lr}", "train.steps=50"] for lr in ("5e-5", "1e-4", "2e-4")},

@@ -125,7 +125,9 @@ def test_plain_transformers_loads_the_model(trained: Ran) -> None:
         assert torch.isfinite(model(**inputs).logits).all()
     if task.pipeline:
         pipe = transformers.pipeline(task.pipeline, model=str(trained.run / "model"), device="cpu")
-        answers = pipe("a text" if task.pipeline != "fill-mask" else f"a {tokenizer.mask_token}")
+        asked = {"candidate_labels": ["one", "two"]} if task.pipeline == "zero-shot-classification" else {}
+        answers = pipe("a text" if task.pipeline != "fill-mask" else f"a {tokenizer.mask_token}", **asked)
+        answers = [answers] if asked else answers  # this pipeline gives one dict for one text
         assert isinstance(answers, list) and all(isinstance(answer, dict) for answer in answers)
         if task.pipeline == "text-classification":
             assert answers[0]["label"] in model.config.label2id

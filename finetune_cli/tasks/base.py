@@ -230,6 +230,11 @@ class Task(ABC, Generic[C]):
         Raises UserError for a model that cannot do what is asked.
         """
 
+    def configure(self, model_config: Any) -> None:
+        """Write the head into a transformers config before the model is loaded or built; a model may keep a head that serves the task."""
+        for name, value in self.head().items():
+            setattr(model_config, name, value)
+
     def prepare(self, model: nn.Module) -> list[str]:
         """Set what the task can say of a model before its first step, such as a head made of label descriptions; not on a resume.
 

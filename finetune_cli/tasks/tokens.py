@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune_cli.data import Roles, Rows
-    from finetune_cli.encoded import Examples
+    from finetune_cli.data import Roles, Rows, TokenCounts
+    from finetune_cli.encoded import Columns, Examples
 
 
 def encode_texts(rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int, prefix: str = "") -> Examples:
@@ -17,11 +17,22 @@ def encode_texts(rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, f
     """
     import numpy as np
 
-    from finetune_cli.data import TokenCounts, texts
-    from finetune_cli.encoded import Columns, Examples, Ragged
+    from finetune_cli.data import texts
+    from finetune_cli.encoded import Examples
 
-    first = [prefix + text for text in texts(rows, roles.text)] if prefix else texts(rows, roles.text)
+    first = texts(rows, roles.text)
     second = texts(rows, roles.text_pair) if roles.text_pair else None
+    columns, counts = encode_sequences(tokenizer, [prefix + text for text in first] if prefix else first, second, max_length=max_length)
+    return Examples(columns, np.arange(first_row, first_row + len(rows), dtype=np.int64), counts)
+
+
+def encode_sequences(tokenizer: Any, first: list[str], second: list[str] | None, *, max_length: int) -> tuple[Columns, TokenCounts]:
+    """The columns of texts or pairs, and the counts of what was cut."""
+    import numpy as np
+
+    from finetune_cli.data import TokenCounts
+    from finetune_cli.encoded import Ragged
+
     encodings = tokenise(tokenizer, first, second, max_length)
     lengths = np.array([n for n, _, _ in encodings], np.int64)
     kept = np.minimum(lengths, max_length)
@@ -37,7 +48,7 @@ def encode_texts(rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, f
         lost=int((lengths - kept).sum()),
         unknown=unknown,
     )
-    return Examples(columns, np.arange(first_row, first_row + len(rows), dtype=np.int64), counts)
+    return columns, counts
 
 
 def tokenise(tokenizer: Any, first: list[str], second: list[str] | None, max_length: int) -> list[tuple[int, list[int], list[int]]]:
