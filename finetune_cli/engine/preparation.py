@@ -38,7 +38,11 @@ class Encoder:
         """The examples of a split, from the cache where it was encoded before."""
         examples = encoded.encode_once(lambda: self.chunks(rows, roles), self._key(rows, roles, sources))
         if not len(examples):
-            raise UserError("no row holds anything to work on", where=rows.files[0] if rows.files else "data", fix="give rows with texts")
+            raise UserError(
+                f"no row is left to work on at data.max_length={self.max_length}",
+                where=rows.files[0] if rows.files else "data",
+                fix="give rows with texts, or raise data.max_length",
+            )
         return examples
 
     def chunks(self, rows: Rows, roles: Roles, *, asked: bool = False) -> Iterator[Examples]:

@@ -307,4 +307,4 @@ def _refuse_mixtures(config: TextClassificationConfig, multi: bool) -> None:
     if config.few_shot == FewShot.contrastive:
         for key, set_ in (("task.loss", config.loss != LabelLoss.cross_entropy), ("task.label_smoothing", config.label_smoothing > 0)):
             if set_:
-                raise UserError(f"pairs of rows train the encoder: {key} has nothing to act on", where=key, fix=f"leave {key} out")
+                raise UserError(f"task.few_shot trains by pairs of rows: {key} has nothing to act on", where=key, fix=f"leave {key} out")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Evaluation, Outputs, Shown
 from finetune_cli.tasks.sections import Bars, Cell, Curve, Section, Series, Table
 from finetune_cli.tasks.sections import Examples as Rows_
@@ -27,7 +26,7 @@ BINS = 32
 
 
 def ledger(examples: Mapping[str, Examples], rows: Mapping[str, Rows], *, chat: bool) -> Table:
-    """What of each split is learnt from, and what is not. Raises UserError for a split of which nothing is."""
+    """What of each split is learnt from, and what is not."""
     import numpy as np
 
     from finetune_cli.encoded import Ragged
@@ -37,12 +36,6 @@ def ledger(examples: Mapping[str, Examples], rows: Mapping[str, Rows], *, chat: 
     for name, found in examples.items():
         supervised, turns, ended = found.columns["supervised"], found.columns["turns"], found.columns["ended"]
         assert isinstance(supervised, Ragged) and isinstance(turns, np.ndarray) and isinstance(ended, np.ndarray)
-        if not len(found):
-            raise UserError(
-                f"no row of {name} is left to learn from" if chat else f"the texts of {name} are empty",
-                where=rows[name].files[0],
-                fix="task.too_long=cut, or a larger data.max_length" if chat else "give rows with text",
-            )
         tokens, learnt = len(supervised.values), int(np.sum(supervised.values, dtype=np.int64))
         sums = np.add.reduceat(supervised.values.astype(np.int64), supervised.offsets[:-1])
         dropped = len(rows[name]) - len(np.unique(found.row)) if chat else 0
