@@ -179,24 +179,21 @@ def test_training_learns(
     assert losses[-1] < 0.85 * losses[0]
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_any_split_of_a_batch_has_the_same_loss(name: str, ftune_inside: Ftune, runs: dict[str, Ran]) -> None:
+def test_any_split_of_a_batch_has_the_same_loss(trained: Ran) -> None:
     """Sums and weights of the parts add up to those of the whole: what gradient accumulation stands on.
 
     Where the rows of a batch make each other's loss there are no parts: the plan never splits a batch, however little memory there is.
     """
-    if name not in runs:
-        pytest.fail("the experiment was not trained")
     from dataclasses import replace
 
     import torch
 
     from finetune_cli.batching import BatchPlan, micro_batches
 
-    task, model, labelled, layout = _opened(runs[name].run)
+    task, model, labelled, layout = _opened(trained.run)
     indices = np.arange(min(13, len(labelled.examples)))
     if task.rows_interact:
-        plan = json.loads((runs[name].run / "manifest.json").read_text())["plan"]["batches"]
+        plan = json.loads((trained.run / "manifest.json").read_text())["plan"]["batches"]
         tight = replace(BatchPlan(**plan), micro_tokens=1)
         assert [part.tolist() for part in micro_batches(indices, labelled.examples.lengths(), plan=tight)] == [indices.tolist()]
         return

@@ -266,7 +266,7 @@ def _fresh(config: TrainConfig, p: Prepared, where: str) -> tuple[nn.Module, lis
         console.say(f"set by the task before the first step: {', '.join(known)}")
     if p.source is not None:
         console.say(f"new in the model, drawn from the seed: {', '.join(drawn) or 'nothing'}")
-    random = drawn if p.source is not None else ["every weight"]
+    random = drawn if p.source is not None else ["all weights"]
     if config.train.steps == 0 and random and p.task.fitting_head() is None:
         console.warn(f"train.steps=0 trains nothing, and this stays random: {', '.join(random)}; the answers mean nothing")
     return model, new, drawn

@@ -39,7 +39,7 @@ class ZeroShotConfig(TaskConfig):
     labels: list[str] = option([])  # noqa: RUF009  # makes a dataclass field, not a shared default
     """The labels to choose from; where there are labelled training rows, their labels."""
     hypothesis: str | None = None
-    """What is judged of a text for each label, which ``{label}`` stands for; null: as in training, else ``This text is about {label}.``"""
+    """What is judged of a text for each label, which ``{label}`` stands for; null: as in training, else that the text is about it."""
 
 
 @dataclass(frozen=True, slots=True)
