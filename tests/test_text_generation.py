@@ -199,7 +199,7 @@ def test_documents_run_as_if_each_was_alone(tokenizer: Any, model: Any, apart: b
     losses = [task.loss(task.forward(model, b), b)["loss"].item() for b in (batch_of(task, e) for e in alone)]
     together = task.loss(task.forward(model, batch), batch)["loss"].item()
     if apart:
-        task.prepare(model)
+        task.adjust(model)
         assert batch.weights["loss"] == sum(len(e.columns["input_ids"].values) - 1 for e in alone)
         assert together == pytest.approx(sum(losses), rel=1e-5)
     else:
@@ -210,7 +210,7 @@ def test_a_model_that_mixes_documents_is_refused(tokenizer: Any, model: Any, mon
     own = model.model.forward
     monkeypatch.setattr(model.model, "forward", lambda position_ids=None, **inputs: own(**inputs))
     with pytest.raises(UserError, match="apart"):
-        task_of(tokenizer, attention_within_documents=True).prepare(model)
+        task_of(tokenizer, attention_within_documents=True).adjust(model)
 
 
 def test_gradient_checkpointing_changes_no_gradient(tokenizer: Any) -> None:
