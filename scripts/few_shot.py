@@ -28,7 +28,12 @@ import public_sets
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SHOTS, LONGEST, BATCH = 8, 64, 32
-SETS = {"reviews": "shipped reviews (3 labels)", "ag_news": "AG News (4 labels)"}
+SETS = {
+    "reviews": "shipped reviews, sentiment (3 labels)",
+    "reviews_kind": "shipped reviews, kind (6 labels)",
+    "ag_news": "AG News (4 labels)",
+}
+COLUMNS = {"reviews": "label", "reviews_kind": "kind", "ag_news": "label"}
 CONTRASTIVE = ["model.pooling=mean", "task.few_shot=contrastive", "optimizer.lr=1e-4", "train.steps=50"]
 SIDES = {
     "contrastive": CONTRASTIVE,
@@ -71,13 +76,13 @@ def arguments() -> argparse.Namespace:
 
 def rows(name: str, given: argparse.Namespace, folder: Path) -> list[Path]:
     """Files of training and test rows, each with text and label."""
-    if name == "reviews":
+    if name.startswith("reviews"):
         corpus = ROOT / "finetune_cli" / "corpora" / "reviews"
         found = [public_sets.read(corpus / f"{split}.jsonl") for split in ("train", "test")]
     else:
         found = list(public_sets.SETS[name].read(public_sets.data_directory(given.data) / name))
     found[1] = found[1][: given.test_rows]
-    plain = [[{"text": row["text"], "label": row["label"]} for row in part] for part in found]
+    plain = [[{"text": row["text"], "label": row[COLUMNS[name]]} for row in part] for part in found]
     return [public_sets.write(folder / f"{name}-{split}.jsonl", part) for split, part in zip(("train", "test"), plain, strict=True)]
 
 
