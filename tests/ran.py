@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "exp").glob("*.yaml"))
+
+
+def one_a_task() -> list[str]:
+    """For each task one of its shipped experiments, for what takes long and depends on the task alone."""
+    named = {}
+    for name in reversed(EXPERIMENTS):
+        text = (ROOT / "configs" / "exp" / f"{name}.yaml").read_text(encoding="utf-8")
+        task = re.search(r"override /task: (\S+)", text)
+        named[task[1] if task else "text-classification"] = name
+    return sorted(named.values())
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
-from ran import ROOT, Ran, labelled_rows, write_rows
+from ran import Ran, labelled_rows, one_a_task, write_rows
 from safetensors.torch import load_file, save_file
 
 from finetune_cli import adapters, models, packing
@@ -28,7 +28,6 @@ from finetune_cli.errors import Stopped, UserError
 from finetune_cli.packing import Packed
 
 Ftune = Callable[..., Ran]
-EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "exp").glob("*.yaml"))
 TINY = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "model.shape.intermediate=32"]
 LORA = ["model.adapter=lora", "model.rank=4"]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 90}
@@ -241,9 +240,9 @@ def runs() -> dict[str, Path]:
     return {}
 
 
-@pytest.fixture(params=EXPERIMENTS)
+@pytest.fixture(params=one_a_task())
 def trained(request: pytest.FixtureRequest, runs: dict[str, Path], ftune_inside: Ftune, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every shipped experiment with an adapter, two steps of a very small model."""
+    """An experiment of every task with an adapter, two steps of a very small model."""
     name = request.param
     if name not in runs:
         home = tmp_path_factory.mktemp(f"lora-{name}")

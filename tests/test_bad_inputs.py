@@ -191,7 +191,7 @@ def test_config_errors_answer_without_torch(tmp_path: Path, trained: Callable[[s
 
 # anything --------------------------------------------------------------------------------------------------------------------
 
-FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CELLS = [
     "text,label\n",
     "good,pos\n",

@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ran import Ran
+from ran import EXPERIMENTS, Ran, one_a_task
 
-ROOT = Path(__file__).parents[1]
-EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "exp").glob("*.yaml"))
 SMALL = [
     "model=tiny",
     "data.max_rows=96",
@@ -157,11 +155,9 @@ def _data_of(run: Path) -> list[str]:
     return [f"data.test={config.data.test}", f"task={config.task.name}"] + ([f"data.label={label}"] if label else [])
 
 
-def test_training_learns(
-    trained: Ran, ftune_inside: Ftune, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> None:
+@pytest.mark.parametrize("name", one_a_task())
+def test_training_learns(name: str, ftune_inside: Ftune, tmp_path_factory: pytest.TempPathFactory) -> None:
     """More steps on a few rows: the training loss falls."""
-    name = request.node.callspec.params["trained"]
     home = tmp_path_factory.mktemp("learn")
     options = [
         "data.max_rows=32",
