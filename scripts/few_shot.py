@@ -34,7 +34,7 @@ SETS = {
     "ag_news": "AG News (4 labels)",
 }
 COLUMNS = {"reviews": "label", "reviews_kind": "kind", "ag_news": "label"}
-CONTRASTIVE = ["model.pooling=mean", "task.few_shot=contrastive", "optimizer.lr=1e-4", "train.steps=50"]
+CONTRASTIVE = ["model.pooling=mean", "task.few_shot=contrastive", "optimizer.lr=2e-5", "train.steps=50"]
 SIDES = {
     "contrastive": CONTRASTIVE,
     **{f"plain {lr}": [f"optimizer.lr={lr}", "train.steps=50"] for lr in ("5e-5", "1e-4", "2e-4")},

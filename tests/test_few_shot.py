@@ -139,13 +139,18 @@ def test_other_models_are_refused() -> None:
 # pairs and heads -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_pair_loss_is_that_of_every_pair_by_itself() -> None:
-    draw = torch.Generator().manual_seed(0)
-    x, y = torch.randn(7, 5, generator=draw), torch.tensor([0, 1, 0, 2, 1, 0, 2])
-    alone = [(F.cosine_similarity(x[i], x[j], dim=0) - float(y[i] == y[j])) ** 2 for i in range(7) for j in range(i + 1, 7)]
-    assert len(alone) == contrastive.pairs(7) == 21
-    torch.testing.assert_close(contrastive.pair_loss(x, y), torch.stack(alone).sum())
-    assert float(contrastive.pair_loss(x[:1], y[:1])) == 0.0 and contrastive.pairs(1) == 1.0
+def test_the_pair_losses_are_those_of_every_pair_by_itself() -> None:
+    x, y = torch.randn(7, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 0, 2, 1, 0, 2])
+    alone: dict[str, list[torch.Tensor]] = {"alike": [], "apart": []}
+    for i in range(7):
+        for j in range(i):
+            same = bool(y[i] == y[j])
+            alone["alike" if same else "apart"].append((F.cosine_similarity(x[i], x[j], 0) - float(same)).square())
+    sums = contrastive.pair_losses(x, y)
+    assert contrastive.pairs(y.numpy()) == {name: len(found) for name, found in alone.items()} == {"alike": 5, "apart": 16}
+    for name, found in alone.items():
+        torch.testing.assert_close(sums[name], torch.stack(found).sum())
+    assert set(map(float, contrastive.pair_losses(x[:1], y[:1]).values())) == {0.0} == set(contrastive.pairs(y[:1].numpy()).values())
 
 
 @pytest.mark.parametrize("labels", [2, 3])

@@ -156,7 +156,7 @@ class TextClassification(Task[TextClassificationConfig]):
             return Batch(inputs, None)
         weights = {"loss": label_loss.weight(targets, self.labels)}
         if self.contrastive:
-            weights["contrastive"] = contrastive.pairs(len(targets))
+            weights |= contrastive.pairs(targets)
         return Batch(inputs, torch.from_numpy(np.ascontiguousarray(targets)), weights)
 
     # -- model ---------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class TextClassification(Task[TextClassificationConfig]):
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         if self.contrastive:
             assert batch.targets is not None, "a loss needs targets"
-            return {"contrastive": contrastive.pair_loss(outputs.embeddings, batch.targets)}
+            return contrastive.pair_losses(outputs.embeddings, batch.targets)
         return self.label_loss(outputs, batch)
 
     def label_loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:

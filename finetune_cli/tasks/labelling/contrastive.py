@@ -41,18 +41,28 @@ def see(model: Any, batch: Batch) -> Seen:
     return Seen(model.classifier(model.dropout(embeddings)), embeddings)
 
 
-def pairs(rows: int) -> float:
-    """How many pairs the loss of a batch sums over; at least 1, so that a row alone divides by something."""
-    return float(max(1, rows * (rows - 1) // 2))
+def pairs(targets: np.ndarray) -> dict[str, float]:
+    """How many pairs of a batch's rows share their label, and how many do not: what the sums of ``pair_losses`` are divided by."""
+    import numpy as np
+
+    rows, each = len(targets), np.unique(targets, return_counts=True)[1]
+    alike = int((each * (each - 1) // 2).sum())
+    return {"alike": float(alike), "apart": float(rows * (rows - 1) // 2 - alike)}
 
 
-def pair_loss(embeddings: Tensor, targets: Tensor) -> Tensor:
-    """Sum over all pairs of rows of (cosine - 1 if they share the label, else 0) squared."""
+def pair_losses(embeddings: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """(cosine - 1) squared summed over the pairs of rows of one label, cosine squared over those of two.
+
+    Each sum has its own divisor, so that with many labels the pairs of two do not drown the others (SetFit draws as many of either).
+    """
+    import torch
     from torch.nn import functional as F
 
     unit = F.normalize(embeddings.float(), dim=-1)  # [B, H]
-    same = (targets[:, None] == targets[None, :]).float()  # [B, B]
-    return (unit @ unit.T - same).square().triu(1).sum()
+    cosine = unit @ unit.T  # [B, B]
+    once = torch.ones_like(cosine, dtype=torch.bool).triu(1)
+    same = targets[:, None] == targets[None, :]
+    return {"alike": ((cosine - 1).square() * (once & same)).sum(), "apart": (cosine.square() * (once & ~same)).sum()}
 
 
 def fit(
