@@ -124,18 +124,18 @@ def trainer(given: argparse.Namespace, name: str, seed: int, train: Path, test: 
     kind, model = SETS[name], directory(given, "trainer", name, seed)
     start = directory(given, "initial", name, seed) / "model" if kind.scratch else None
     rows, test_rows = kind.read(train), kind.read(test)
-
-    def order(epoch: int, count: int) -> Sequence[int]:
-        """ftune's order of rows: the one thing that the peer is told by it."""
-        sys.path.insert(0, str(ROOT))
-        from finetune_cli import randomness
-
-        return randomness.generator(seed, "order", epoch).permutation(count).tolist()  # type: ignore[no-any-return]
-
-    result = language_peers.train(kind, rows, start=start, seed=seed, order=order, device=given.device, save=model)
+    result = language_peers.train(kind, rows, start=start, seed=seed, order=ftunes_order(seed), device=given.device, save=model)
     measured = language_peers.measure(kind, model, test_rows, device=given.device)
     answered = language_peers.answers(kind, model, test_rows, device=given.device)
     return {"scores": language_peers.score(kind, measured, answered, test_rows), "measured": measured, "rows": len(rows), **result}
+
+
+def ftunes_order(seed: int) -> language_peers.Order:
+    """The order of rows under ``train.order=shuffled``: the one thing that the peer is told by ftune."""
+    sys.path.insert(0, str(ROOT))
+    from finetune_cli import randomness
+
+    return lambda epoch, count: randomness.generator(seed, "order", epoch).permutation(count).tolist()
 
 
 def ftune(given: argparse.Namespace, name: str, seed: int, train: Path, test: Path) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def ftune(given: argparse.Namespace, name: str, seed: int, train: Path, test: Pa
     rows, answered = kind.read(test), []
     if kind.task in ("token-classification", "text2text-generation"):
         output = run.with_suffix(".jsonl")
-        peers.ftune("predict", str(run), f"input={test}", f"output={output}", f"device={given.device}", "offline=true", *kind.input_options)
+        peers.ftune("predict", str(run), f"input={test}", f"output={output}", f"device={given.device}", "offline=true")
         found = public_sets.read(output)
         answered = [a["generated"] for a in found] if kind.task == "text2text-generation" else [*map(tags, found, rows)]
     measured = language_peers.measure(kind, run / "model", rows, device=given.device)
@@ -189,8 +189,8 @@ def report(given: argparse.Namespace, wanted: Sequence[tuple[str, int]]) -> None
         table += [line(SETS[name], metric, found) for metric in SETS[name].scores]
     where = runs[0]["machine"]
     caption = (
-        f"Both sides on the same rows with the same hyperparameters. MiniLM (all-MiniLM-L6-v2) as each side comes, over "
-        f"several seeds: mean (lowest to highest); small models from scratch begin with the same weights, without dropout, in fp32, with the "
+        "Both sides on the same rows with the same hyperparameters. MiniLM (all-MiniLM-L6-v2) as each side comes, over several "
+        "seeds: mean (lowest to highest); small models from scratch begin with the same weights, without dropout, in fp32, with the "
         "rows in one order, and the last column is the largest difference of their training losses, each a mean of ten steps. Seconds are "
         f"those of the training loops, ftune / Trainer. transformers {where['transformers']}, torch {where['torch']}, {where['hardware']}."
     )

@@ -40,9 +40,6 @@ class LanguageSet:
     test_rows: int
     scores: tuple[str, ...]
     options: tuple[str, ...] = ()
-    """Of ``ftune train``."""
-    input_options: tuple[str, ...] = ()
-    """Of ``ftune predict``."""
     scratch: dict[str, int] | None = None
     most_new_tokens: int = 0
     too_long: str = "cut"
@@ -191,39 +188,39 @@ SMALL = {"layers": 2, "hidden": 128, "heads": 4, "intermediate": 512, "vocabular
 SETS = {
     "cner": LanguageSet(
         "cner (Chinese résumés)", "token-classification", _cut_columns, ("train.char.bmes", "test.char.bmes"), read_columns,
-        Recipe(epochs=3.0, batch_size=16, lr=2e-3, warmup=0.0, max_length=256), 1000, 477, ("entity F1",), scratch=SMALL,
+        Recipe(epochs=3.0, batch_size=16, lr=2e-3, warmup=0.0, max_length=256), 600, 300, ("entity F1",), scratch=SMALL,
     ),
     "tinyshakespeare": LanguageSet(
         "Tiny Shakespeare", "text-generation", _cut_shakespeare, ("train.jsonl", "test.jsonl"), read_lines,
-        Recipe(epochs=2.0, batch_size=16, lr=2e-3, warmup=0.0, max_length=128), 250, 60, ("bits per byte",),
+        Recipe(epochs=2.0, batch_size=16, lr=2e-3, warmup=0.0, max_length=128), 160, 40, ("bits per byte",),
         options=("task.format=text",), scratch=SMALL,
     ),
     "instruct": LanguageSet(
         "Alpaca, demo rows", "text-generation", _cut_list, ("alpaca_en_demo.json", "test_alpaca.json"), read_alpaca,
-        Recipe(batch_size=8, lr=2e-3, warmup=0.0, max_length=256), 320, 100, ("loss of an answer's token",), scratch=SMALL,
+        Recipe(batch_size=8, lr=2e-3, warmup=0.0, max_length=256), 200, 60, ("loss of an answer's token",), scratch=SMALL,
     ),
     "chat": LanguageSet(
         "Glaive tool calls, demo rows", "text-generation", _cut_list, ("glaive_toolcall_en_demo.json", "test_glaive.json"), read_glaive,
-        Recipe(epochs=2.0, batch_size=8, lr=2e-3, warmup=0.0, max_length=512), 240, 60, ("loss of an answer's token",),
+        Recipe(epochs=2.0, batch_size=8, lr=2e-3, warmup=0.0, max_length=512), 160, 60, ("loss of an answer's token",),
         options=("task.too_long=drop",), scratch=SMALL, too_long="drop",
     ),
     "multi30k": LanguageSet(
         "Multi30k, English to German", "text2text-generation", _cut_parallel, ("train.en", "test_2016_flickr.en"), _read_parallel,
         Recipe(epochs=2.0, batch_size=16, lr=2e-3, warmup=0.0, max_length=64), 1500, 200, ("loss of a token", "chrF"),
-        options=("data.parallel=en:de", "task.max_new_tokens=32"), input_options=("format=text",), scratch=SMALL, most_new_tokens=32,
+        options=("data.parallel=en:de", "task.max_new_tokens=32"), scratch=SMALL, most_new_tokens=32,
     ),
     "dialogsum": LanguageSet(
         "DialogSum", "text2text-generation", _cut_dialogues, ("dialogsum.dev.jsonl", "dialogsum.test.jsonl"), _read_dialogues,
-        Recipe(batch_size=8, lr=2e-3, warmup=0.0, max_length=256), 320, 100, ("loss of a token", "ROUGE-L"),
+        Recipe(batch_size=8, lr=2e-3, warmup=0.0, max_length=256), 200, 60, ("loss of a token", "ROUGE-L"),
         options=("data.text=dialogue", "data.label=summary", "task.max_new_tokens=40"), scratch=SMALL, most_new_tokens=40,
     ),
     "conll2003": LanguageSet(
         "CoNLL-2003", "token-classification", _cut_columns, ("eng.train", "eng.testb"), read_columns,
-        Recipe(batch_size=16, lr=5e-4, max_length=128), 1000, 500, ("entity F1",),
+        Recipe(batch_size=16, lr=5e-4, max_length=128), 800, 400, ("entity F1",),
     ),
     "ag_news": LanguageSet(
         "AG News, texts", "fill-mask", _cut_news, ("train.txt", "test.txt"), _read_text,
-        Recipe(batch_size=16, lr=5e-4, max_length=64), 1000, 300, ("perplexity",),
+        Recipe(batch_size=16, lr=5e-4, max_length=64), 800, 300, ("perplexity",),
     ),
 }  # fmt: skip
 """Name of the folder below the data directory to set. Warmup is 0 where curves are compared: ftune's first step of warmup has a learning
