@@ -41,6 +41,9 @@ def main() -> None:
         return
     seeds = [int(seed) for seed in given.seeds.split(",")] if given.seeds else None
     wanted = [(name, seed) for name in given.sets.split(",") for seed in seeds or SETS[name].seeds]
+    if given.finished:
+        report(given, [one for one in wanted if all(result_file(given, side, *one).exists() for side in SIDES[1:])])
+        return
     data = public_sets.data_directory(given.data)
     for name in dict.fromkeys(name for name, _ in wanted):
         SETS[name].cut(data / name, *files(given, name), *sizes(given, SETS[name]))
@@ -61,6 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="at most so many training rows; default: as each set says")
     parser.add_argument("--test-rows", type=int, help="at most so many test rows; default: as each set says")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--finished", action="store_true", help="run nothing: tables of the runs that are finished")
     parser.add_argument("--work", default="bench/compare_language", help="where rows, runs and results of single runs are kept")
     parser.add_argument("--output", default=str(ROOT / "scripts" / "results" / "compare_language.json"))
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -192,7 +196,8 @@ def report(given: argparse.Namespace, wanted: Sequence[tuple[str, int]]) -> None
         "Both sides on the same rows with the same hyperparameters. MiniLM (all-MiniLM-L6-v2) as each side comes, over several "
         "seeds: mean (lowest to highest); small models from scratch begin with the same weights, without dropout, in fp32, with the "
         "rows in one order, and the last column is the largest difference of their training losses, each a mean of ten steps. Seconds are "
-        f"those of the training loops, ftune / Trainer. transformers {where['transformers']}, torch {where['torch']}, {where['hardware']}."
+        "those of the training loops, ftune / Trainer, on a machine that did other work: no measure of "
+        f"speed. transformers {where['transformers']}, torch {where['torch']}, {where['hardware']}."
     )
     sets = {name: {"rows": sizes(given, SETS[name]), "shape": SETS[name].scratch, **SETS[name].recipe.__dict__} for name, _ in wanted}
     result = {"caption": caption, "table": table, "sets": sets, "runs": runs}
@@ -218,7 +223,7 @@ def line(kind: LanguageSet, metric: str, found: dict[str, list[dict[str, Any]]])
         "seconds": " / ".join(f"{s:.0f}" for s in seconds),
         "metric": metric,
         **told,
-        "difference": f"{difference:+.4f}",
+        "difference": f"{round(difference, 4) + 0.0:+.4f}",  # never -0
         "within_spread": abs(difference) <= spread if len(values["ftune"]) > 1 else None,
         "curves_apart": f"{apart:.0e}" if kind.scratch else None,
     }
