@@ -85,17 +85,12 @@ def one_run(given: argparse.Namespace) -> None:
         "rows": len(public_sets.read(files[0])),
         "machine": peers.machine(given.device),
     }
-    file = result_file(work, given.side, name, seed, given.rows)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    unfinished.replace(file)
+    peers.save(result_file(work, given.side, name, seed, given.rows), result)
 
 
 def ftune(name: str, seed: int, train: Path, test: Path, *, work: Path, device: str) -> list[float]:
     """``ftune train`` and ``ftune predict`` from the command line; the predictions of the test rows."""
     kind, pair = SETS[name], "text_pair" in public_sets.read(test)[0]
-    command = [sys.executable, "-m", "finetune_cli"]
     options = [
         f"data.train={train}",
         "data.validation=null",
@@ -107,10 +102,10 @@ def ftune(name: str, seed: int, train: Path, test: Path, *, work: Path, device: 
     options += peers.Recipe().overrides() + [f"run.root={work / 'runs'}", f"run.name={name}-seed{seed}", "offline=true"]
     options += ["data.text_pair=text_pair"] * pair + ["task=text-regression"] * kind.regression
     options += [f"data.{gate}=1" for gate in ("max_truncated", "max_conflicts")]  # public sets as they are
-    run = subprocess.run([*command, "train", "model=minilm", *options], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    run = peers.ftune("train", "model=minilm", *options)
     output = work / "predictions" / f"{name}-seed{seed}.jsonl"
     output.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run([*command, "predict", run, f"input={test}", f"output={output}", f"device={device}", "offline=true"], check=True)
+    peers.ftune("predict", run, f"input={test}", f"output={output}", f"device={device}", "offline=true")
     answers = public_sets.read(output)
     return [float(a["value"] if kind.regression else a["label"]) for a in answers]
 
@@ -160,7 +155,7 @@ def line(name: str, metric: str, found: dict[str, list[dict[str, Any]]]) -> dict
     values = {side: [run["scores"][metric] for run in found[side]] for side in SIDES}
     means = {side: statistics.mean(values[side]) for side in SIDES}
     spread = max(max(v) - min(v) for v in values.values())
-    told = {side: f"{means[side]:.4f} ({min(values[side]):.4f} to {max(values[side]):.4f})" for side in SIDES}
+    told = {side: peers.mean_and_range(values[side]) for side in SIDES}
     difference = means["ftune"] - means["trainer"]
     return {
         "name": SETS[name].title,

@@ -5,11 +5,16 @@ Each function is run in a process of its own. Nothing of ftune is imported here.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +33,7 @@ class Recipe:
     weight_decay: float = 0.01
     warmup: float = 0.1
     clip: float = 1.0
+    max_length: int = MAX_LENGTH
 
     def overrides(self) -> list[str]:
         """The same for ftune's command line."""
@@ -38,7 +44,7 @@ class Recipe:
             f"optimizer.lr={self.lr}",
             f"optimizer.weight_decay={self.weight_decay}",
             f"optimizer.warmup={self.warmup}",
-            f"data.max_length={MAX_LENGTH}",
+            f"data.max_length={self.max_length}",
         ]
 
 
@@ -96,6 +102,26 @@ def _cpu(what: str) -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(what)), "")
 
 
+def ftune(*arguments: str) -> str:
+    """A command of ftune in a process of its own; what it says on stdout."""
+    command = [sys.executable, "-m", "finetune_cli", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def save(file: Path, result: dict[str, Any]) -> None:
+    """Write the result of a run, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(file)
+
+
+def mean_and_range(values: Sequence[float]) -> str:
+    """A score over several seeds, as the tables show it."""
+    mean = f"{statistics.mean(values):.4f}"
+    return f"{mean} ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else mean
+
+
 def encoded(tokenizer: Any, rows: Sequence[dict[str, Any]], *, labelled: bool, regression: bool) -> list[dict[str, Any]]:
     """Rows as Trainer wants them: token ids without padding, and the label."""
     pairs = [row["text_pair"] for row in rows] if rows and "text_pair" in rows[0] else None
@@ -116,23 +142,22 @@ def build(model: Path, labels: int, seed: int) -> tuple[Any, Any]:
     return AutoModelForSequenceClassification.from_pretrained(model, num_labels=labels, **kind), AutoTokenizer.from_pretrained(model)
 
 
-def trainer(
-    rows: Sequence[dict[str, Any]],
-    test: Sequence[dict[str, Any]],
+@contextmanager
+def fitted(
+    model: Any,
+    examples: Sequence[Any],
+    collate: Any,
     *,
-    labels: int,
     seed: int,
     recipe: Recipe,
     device: str,
-    best_flags: bool = False,
-    save: Path | None = None,
-) -> dict[str, Any]:
-    """Train and predict with Trainer. ``best_flags``: batches of like length, and bf16 where the hardware computes it."""
-    import numpy as np
+    flags: dict[str, Any],
+    order: Callable[[int], Sequence[int]] | None = None,
+) -> Iterator[tuple[Any, float]]:
+    """Trainer after training, and the seconds of its loop. ``order``: the examples of an epoch; None: Trainer's own."""
     import torch
-    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    model, tokenizer = build(minilm(), labels, seed)
     clock: dict[str, float] = {}
 
     class Clock(TrainerCallback):
@@ -144,7 +169,23 @@ def trainer(
                 torch.cuda.synchronize()
             clock["end"] = time.perf_counter()
 
-    flags = {"bf16": fast_bf16(device), "train_sampling_strategy": "group_by_length"} if best_flags else {}
+    class Given(torch.utils.data.Sampler[int]):
+        epoch = 0
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __len__(self) -> int:
+            return len(examples)
+
+        def __iter__(self) -> Iterator[int]:
+            assert order is not None
+            return iter(order(self.epoch))
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *given: Any, **named: Any) -> Any:
+            return super()._get_train_sampler(*given, **named) if order is None else Given()
+
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             scratch,
@@ -162,20 +203,39 @@ def trainer(
             use_cpu=not on_gpu(device),
             **flags,
         )
-        mean, std = 0.0, 1.0
-        if labels == 1:  # ftune fits standardised targets; so that the loss is the same, the peer does too
-            values = np.array([float(row["label"]) for row in rows])
-            mean, std = float(values.mean()), float(values.std())
-            rows = [{**row, "label": (float(row["label"]) - mean) / std} for row in rows]
-        ready = encoded(tokenizer, rows, labelled=True, regression=labels == 1)
-        collate = DataCollatorWithPadding(tokenizer)
-        peer = Trainer(model=model, args=arguments, train_dataset=ready, data_collator=collate, callbacks=[Clock()])
+        peer = InOrder(model=model, args=arguments, train_dataset=examples, data_collator=collate, callbacks=[Clock()])
         peer.train()
+        yield peer, clock["end"] - clock["begin"]
+
+
+def trainer(
+    rows: Sequence[dict[str, Any]],
+    test: Sequence[dict[str, Any]],
+    *,
+    labels: int,
+    seed: int,
+    recipe: Recipe,
+    device: str,
+    best_flags: bool = False,
+    save: Path | None = None,
+) -> dict[str, Any]:
+    """Train and predict with Trainer. ``best_flags``: batches of like length, and bf16 where the hardware computes it."""
+    import numpy as np
+    from transformers import DataCollatorWithPadding
+
+    model, tokenizer = build(minilm(), labels, seed)
+    flags = {"bf16": fast_bf16(device), "train_sampling_strategy": "group_by_length"} if best_flags else {}
+    mean, std = 0.0, 1.0
+    if labels == 1:  # ftune fits standardised targets; so that the loss is the same, the peer does too
+        values = np.array([float(row["label"]) for row in rows])
+        mean, std = float(values.mean()), float(values.std())
+        rows = [{**row, "label": (float(row["label"]) - mean) / std} for row in rows]
+    ready = encoded(tokenizer, rows, labelled=True, regression=labels == 1)
+    with fitted(model, ready, DataCollatorWithPadding(tokenizer), seed=seed, recipe=recipe, device=device, flags=flags) as (peer, seconds):
         outputs = np.asarray(peer.predict(encoded(tokenizer, test, labelled=False, regression=False)).predictions)
         if save is not None:
             peer.save_model(str(save))
     predictions = outputs[:, 0] * std + mean if labels == 1 else outputs.argmax(-1)
-    seconds = clock["end"] - clock["begin"]
     return {"predictions": predictions.tolist(), "loop_seconds": seconds, "samples_per_second": len(rows) * recipe.epochs / seconds}
 
 

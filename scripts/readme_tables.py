@@ -42,6 +42,27 @@ def comparison(result: dict[str, Any]) -> str:
     return f"{result['caption']}\n\n{markdown(head, rows)}"
 
 
+def language_comparison(result: dict[str, Any]) -> str:
+    """Scores of ftune and Trainer on the language tasks."""
+    rows = [
+        [
+            r["name"],
+            r["task"],
+            r["model"],
+            f"{r['rows']:,} × {r['epochs']:g}",
+            r["seconds"],
+            r["metric"],
+            r["ftune"],
+            r["trainer"],
+            r["difference"] + (", beyond the spread of seeds" if r["within_spread"] is False else ""),
+            r["curves_apart"] or "",
+        ]
+        for r in result["table"]
+    ]
+    head = ["data", "task", "model", "rows × epochs", "seconds", "test score", "ftune", "Trainer", "difference", "curves apart by"]
+    return f"{result['caption']}\n\n{markdown(head, rows)}"
+
+
 def speed(result: dict[str, Any]) -> str:
     """Rows per second and wall time, side by side."""
     rows = [[r["what"], r["variant"], r["samples_per_second"], r["wall_seconds"], r["against"]] for r in result["table"]]
@@ -51,7 +72,12 @@ def speed(result: dict[str, Any]) -> str:
 def results(folder: Path) -> str:
     """Every measured table that lies in ``scripts/results/``."""
     parts = []
-    for name, heading, form in (("compare_trainer", "Scores against Trainer", comparison), ("speed", "Speed", speed)):
+    tables = (
+        ("compare_trainer", "Scores against Trainer", comparison),
+        ("compare_language", "The language tasks against Trainer", language_comparison),
+        ("speed", "Speed", speed),
+    )
+    for name, heading, form in tables:
         file = folder / f"{name}.json"
         if file.exists():
             parts.append(f"### {heading}\n\n{form(json.loads(file.read_text(encoding='utf-8')))}")

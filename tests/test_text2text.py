@@ -481,6 +481,7 @@ def test_predict_asks_for_sources_alone_and_keeps_their_order(run: Path, files: 
     source.write_bytes((files / "test.en").read_bytes())
     found = ftune_inside("predict", run, f"input={source}").ok().lines
     assert [(line["row"], line["generated"]) for line in found] == [(line["row"], line["generated"]) for line in scored]
+    assert ftune_inside("predict", run, f"input={files / 'test.en'}").ok().lines == found, "the very file that was scored is text, too"
     several = ftune_inside("predict", run, f"input={source}", "task.num_beams=4", "task.num_return_sequences=3").ok().lines
     assert all(len(line["generated"]) == 3 for line in several)
     drawn = ["task.do_sample=true", "task.temperature=2"]

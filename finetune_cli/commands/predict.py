@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from finetune_cli import console
 from finetune_cli.config import Invocation, PredictConfig
+from finetune_cli.config.schema import DataFormat
 from finetune_cli.data import Rows, stream, texts
 from finetune_cli.data.sources import File, resolve
 from finetune_cli.encoded import join
@@ -34,7 +35,8 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
         started, done, cut = time.perf_counter(), 0, 0
         remarks: Counter[str] = Counter()
         with _sink(config, source) as out:
-            unlabelled = replace(opened.data, pattern=None, parallel=None)
+            format = DataFormat.text if opened.data.parallel else opened.data.format  # parallel files are text, whatever their names
+            unlabelled = replace(opened.data, pattern=None, parallel=None, format=format)
             for rows in stream(source, unlabelled, format=config.format, offline=config.offline, say=console.say):
                 stop.check()
                 cut += _window(opened, rows, done, config.keep, out, stop, remarks)
