@@ -101,6 +101,7 @@ class Text2TextGeneration(Task[Text2TextGenerationConfig]):
     name = "text2text-generation"
     Config = Text2TextGenerationConfig
     auto_class = "AutoModelForSeq2SeqLM"
+    heads = ("ForConditionalGeneration", "MTModel")
     architecture = "encoder-decoder"
     pairs = False
     stratified = False

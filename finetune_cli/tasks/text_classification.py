@@ -65,6 +65,8 @@ class TextClassification(Task[TextClassificationConfig]):
     name = "text-classification"
     Config = TextClassificationConfig
     auto_class = "AutoModelForSequenceClassification"
+    heads = ("ForSequenceClassification",)
+    fallback = True
     plain_texts = True
     pipeline = "text-classification"
     _embeds = False  # whether ``infer`` gives the embeddings that the head is fitted to

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -48,8 +48,17 @@ class TextRegression(Task[TextRegressionConfig]):
     name = "text-regression"
     Config = TextRegressionConfig
     auto_class = "AutoModelForSequenceClassification"
+    heads = ("ForSequenceClassification",)
+    precedence = 1
     plain_texts = True
     stratified = False
+
+    @classmethod
+    def recognises(cls, model_config: Mapping[str, Any]) -> bool:
+        """A head of one number, or one that says so."""
+        classes, count = model_config.get("id2label"), model_config.get("num_labels")
+        numbers = len(classes) if classes and isinstance(classes, (dict, list)) else count
+        return numbers == 1 or model_config.get("problem_type") == "regression"
 
     # -- rows ----------------------------------------------------------------------------------
     @classmethod
