@@ -149,7 +149,7 @@ def _prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | N
     facts = known.facts if known else kind.learn(config.task, config.data, splits.rows["train"], splits.roles)
     task = kind(config.task, facts)
     expected = _check_options(config, task, splits)
-    source = models.locate(config.model, offline=config.offline)
+    source = None if known else models.locate(config.model, offline=config.offline)  # a checkpoint needs no other model
     plan.apply()
     if source is not None:
         console.say(f"model: {source.told}")

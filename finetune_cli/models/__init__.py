@@ -10,7 +10,7 @@ from finetune_cli.models.execution import activation_bytes, checkpoint_gradients
 from finetune_cli.models.faults import quiet
 from finetune_cli.models.loading import check_finite, load, load_config, load_exact, skeleton
 from finetune_cli.models.scratch import build, family, train_tokenizer
-from finetune_cli.models.source import BUNDLED, BUNDLED_HUB_ID, Source, locate
+from finetune_cli.models.source import BUNDLED, BUNDLED_HUB_ID, Source, locate, of_run
 from finetune_cli.models.tokenizer import check_vocabulary, length_limit, load_tokenizer, tokenizer_digest
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "load_tokenizer",
     "locate",
     "never_wait",
+    "of_run",
     "parameters",
     "quiet",
     "skeleton",

@@ -48,8 +48,7 @@ def locate(config: ModelConfig, *, offline: bool) -> Source | None:
     name = config.path.removeprefix("hub:")
     directory = Path(os.path.expanduser(name))
     if name == config.path and directory.is_dir():
-        inner = directory / "model"
-        chosen = inner if not (directory / "config.json").is_file() and (inner / "config.json").is_file() else directory
+        chosen = of_run(directory)
         if (chosen / "adapter_config.json").is_file():
             raise UserError(
                 f"{directory} holds an adapter and not a whole model", where="model.path", fix="name the run, whose model/ has it merged in"
@@ -68,6 +67,12 @@ def locate(config: ModelConfig, *, offline: bool) -> Source | None:
     else:
         told = f"hub model {name}" + (f" at {config.revision}" if config.revision else "") + " (fetched where it is not cached)"
     return Source(name, config.revision, told, hub=True)
+
+
+def of_run(directory: Path) -> Path:
+    """The ``model/`` of a run, where the directory is one; else itself."""
+    inner = directory / "model"
+    return inner if not (directory / "config.json").is_file() and (inner / "config.json").is_file() else directory
 
 
 def _bundled(config: ModelConfig, *, offline: bool) -> Source:
