@@ -12,7 +12,7 @@ from finetune_cli.config.schema import DataConfig, TaskConfig
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Outputs, Prediction, Score, Task
 from finetune_cli.tasks.labelling.heads import output_layer
-from finetune_cli.tasks.tokens import encode_texts
+from finetune_cli.tasks.tokens import encode_texts, lay_tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +99,7 @@ class TextRegression(Task[TextRegressionConfig]):
         import numpy as np
         import torch
 
-        inputs = layout.lay({name: column for name, column in columns.items() if not isinstance(column, np.ndarray)})
+        inputs = lay_tokens(columns, layout)
         if targets is None:
             return Batch(inputs, None)
         scaled = (targets - np.asarray(self.facts["mean"])) / np.asarray(self.facts["std"])
