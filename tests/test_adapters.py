@@ -363,6 +363,27 @@ def test_a_run_and_a_checkpoint_may_move(one: tuple[Path, list[str]], ftune_insi
         hidden.rename(run)
 
 
+def test_a_base_with_a_name_may_move(one: tuple[Path, list[str]], ftune_inside: Ftune, tmp_path: Path) -> None:
+    """The error says how to name the new place, and what it says works: for eval, predict and a run that goes on."""
+    base = copied(one[0], tmp_path / "base run")
+    keys = [key for key in one[1] if key.startswith("data.")] + [*LORA, "train.steps=4", "train.save_every=2", "device=cpu"]
+    run = ftune_inside("train", f"model.path={base}", *keys, f"run.dir={tmp_path / 'whole'}").ok().run
+    with pytest.MonkeyPatch.context() as patch:
+        interrupted(3, Stopped("stopped"), patch)
+        assert ftune_inside("train", f"model.path={base}", *keys, f"run.dir={tmp_path / 'cut'}").code == 75
+    expected, cut = json.loads((run / "metrics.json").read_text())["test"], tmp_path / "cut"
+    moved = base.rename(tmp_path / "moved base")
+    told = ftune_inside("eval", run).fails()
+    assert str(base / "model") in told[1] and f"ln -s NEW_PLACE {run / 'base'}" in told[2] and str(run / "model") in told[2]
+    assert f"ln -s NEW_PLACE {cut / 'base'}" in ftune_inside("train", f"resume={cut}").fails()[2]
+    assert ftune_inside("predict", run / "model", stdin="a text\n").ok().lines[0]["label"]
+    (run / "base").symlink_to(moved / "model")
+    assert ftune_inside("eval", run, "split=test").ok().json["test"] == expected
+    (cut / "base").symlink_to(moved)  # the run is named as it was in model.path
+    ftune_inside("train", f"resume={cut}").ok()
+    assert json.loads((cut / "metrics.json").read_text())["test"] == expected
+
+
 def test_last_and_a_new_run_from_its_weights(one: tuple[Path, list[str]], ftune_inside: Ftune, tmp_path: Path) -> None:
     run, keys = one
     assert ftune_inside("eval", f"ckpt={run}/checkpoints/last").ok().json["test"]["accuracy"]["n"] == 16

@@ -93,6 +93,12 @@ def test_help_imports_nothing() -> None:
     assert not modules & (HEAVY | {"hydra", "omegaconf", "yaml", "numpy"})
 
 
+def test_a_model_is_recognised_without_anything_heavy(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertForTokenClassification"]}))
+    code, modules = imported_by("eval", str(tmp_path), "task.aggregaton=1")
+    assert code == 2 and not modules & HEAVY
+
+
 @pytest.mark.parametrize(
     "args", [["train", "optimizer.lrr=1"], ["train", "+exp=sentimnt"], ["eval", "/nowhere/at/all"], ["train", "--help"]]
 )
@@ -384,6 +390,10 @@ def test_a_plain_model_directory(calls: Calls, ftune_inside: Callable[..., Ran],
         (tmp_path / name / "config.json").write_text(json.dumps(head))
         ftune_inside("eval", name, "data.test=t.csv").ok()
         assert calls[-1][0].task.name == task
+    for head, task in [("BertForMaskedLM", "fill-mask"), ("T5ForConditionalGeneration", "text2text-generation")]:
+        (tmp_path / "r" / "config.json").write_text(json.dumps({"architectures": [head]}))
+        ftune_inside("predict", "r", "input=t.txt").ok()
+        assert calls[-1][0].task.name == task
     ftune_inside("eval", "r", "data.test=t.csv", "task=text-classification").ok()
     assert calls[-1][0].task.name == "text-classification"
 
@@ -450,7 +460,7 @@ def test_a_job_can_be_sent_to_another_process() -> None:
     _, place = read_line("eval", ["A"], task_configs())
     sent = pickle.dumps(jobs.Job(place, "fake_verb", ("eval", "A"), debug=False))
     code = "import pickle, sys; job = pickle.loads(sys.stdin.buffer.read()); from finetune_cli.config.saved_run import SavedRun\n"
-    code += "assert SavedRun.find and SavedRun.tasks(); print(job.place.verb)"
+    code += "assert SavedRun.find and SavedRun.tasks() and SavedRun.recognise({}); print(job.place.verb)"
     done = subprocess.run(
         [sys.executable, "-c", code], input=sent, capture_output=True, timeout=60, check=True, cwd=Path(cli.__file__).parents[2]
     )

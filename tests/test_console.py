@@ -83,13 +83,18 @@ def test_the_log_holds_what_was_said(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("stream", [None, io.StringIO()])
-def test_a_missing_or_closed_stderr_is_ignored(stream: io.StringIO | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_closed_stderr_is_ignored(stream: io.StringIO | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing is raised, and the log goes on."""
     if stream is not None:
         stream.close()
     monkeypatch.setattr(sys, "stderr", stream)
+    console.attach(tmp_path / "log.txt")
     console.say("x")
     with console.Progress(2) as bar:
         bar.update(1)
+    console.say("y")
+    console.detach()
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines() == ["x", "step 1/2  left 0:00", "y"]
 
 
 def _child(code: str, stderr: int) -> subprocess.CompletedProcess[bytes]:

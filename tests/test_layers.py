@@ -70,10 +70,23 @@ def test_hydra_stays_with_the_config(path: Path) -> None:
 def test_nobody_outside_tasks_imports_a_task(path: Path) -> None:
     if room(path) == "tasks":
         return
-    allowed = {"base", "sections", "tasks", "task_configs", "get"}
+    allowed = {"base", "sections", "tasks", "task_configs", "get", "recognise"}
     for name in imported(path):
         if name.startswith("finetune_cli.tasks."):
             assert name.split(".")[2] in allowed, name
+
+
+def test_nobody_outside_tasks_names_a_task() -> None:
+    from finetune_cli.tasks import tasks
+
+    named = {
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.value}"
+        for path in FILES
+        if room(path) != "tasks"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in tasks()
+    }
+    assert not named
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

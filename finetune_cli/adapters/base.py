@@ -1,7 +1,8 @@
 """The base of an adapter: the weights that are not in its checkpoints. What tells it again, where it is looked for, and its hash.
 
 A base with a name (hub id, directory, ``minilm``) is found by it. One that has none, such as a model built from scratch, is written once
-into the run as ``base/``. A folder or link ``base`` in the checkpoint or the run goes before the name, so that a base may move.
+into the run as ``base/``. A folder or link ``base`` in the checkpoint or the run goes before the name, so that a base may move: it may
+lead to a model directory or to the run that made it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,16 +85,18 @@ class Base:
         inside = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
         for place in (checkpoint / BASE, inside / BASE):
             if place.is_dir():
-                return Source(str(place), None, f"local directory {place}")
+                return Source(str(models.of_run(place)), None, f"local directory {place}")
         if self.hub:
             return Source(self.name, self.revision, self.told, hub=True)
         if self.name == models.BUNDLED:
             return models.locate(ModelConfig(path=models.BUNDLED), offline=offline) or Source(self.name, None, self.told)
         if not Path(self.name).is_dir():
+            merged = inside / "model"
             raise UserError(
                 f"the base of the adapter is not there: {self.told} (sha256 {self.sha256[:12]}…)",
                 where=self.name,
-                fix=f"put it back there, or copy or link it to {inside / BASE}",
+                fix=f"say where it is now: ln -s NEW_PLACE {shlex.quote(str(inside / BASE))}, or copy it there"
+                + (f"; to use the model, name {merged}, which needs no base" if (merged / "config.json").is_file() else ""),
             )
         return Source(self.name, None, self.told)
 

@@ -33,7 +33,7 @@ from finetune_cli.config.files import configs_dir
 from finetune_cli.config.grammar import CommandLine, hidden_files, quote
 from finetune_cli.config.judge import Problem, together
 from finetune_cli.errors import Exit, UserError
-from finetune_cli.tasks import task_configs
+from finetune_cli.tasks import recognise, task_configs
 
 
 @functools.cache
@@ -61,6 +61,7 @@ def _found(group: str, name: str, root: str) -> saved_run.Found:
 
 saved_run.SavedRun.find = staticmethod(_found)
 saved_run.SavedRun.tasks = staticmethod(task_configs)
+saved_run.SavedRun.recognise = staticmethod(recognise)
 
 
 _STOPS = (Exit.PREEMPTED, Exit.INTERRUPTED, Exit.PIPE_CLOSED)

@@ -6,51 +6,27 @@ import copy
 import tempfile
 import time
 import traceback
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from finetune_cli import adapters, batching, checkpoint, console, device, metrics, models, packing, pooling, tasks
+from finetune_cli import adapters, batching, checkpoint, console, metrics, models, packing, tasks
 from finetune_cli.adapters import Adapter
+from finetune_cli.batching import BatchPlan
 from finetune_cli.checkpoint import Knowledge, Saver
 from finetune_cli.config import Invocation, Pooling, TrainConfig, saved
-from finetune_cli.data import Splits, audit, load_splits
-from finetune_cli.device import DevicePlan
-from finetune_cli.encoded import Examples
-from finetune_cli.engine import environment, expectations, resume
-from finetune_cli.engine.expectations import Expectation
+from finetune_cli.engine import environment, resume
 from finetune_cli.engine.finish import finish
-from finetune_cli.engine.inference import Labelled
 from finetune_cli.engine.loop import Timetable, Trainer, fit
 from finetune_cli.engine.optimizer import warmup_steps
-from finetune_cli.engine.preparation import Encoder, labelled, longest_input, training_texts
+from finetune_cli.engine.prepared import Prepared, prepare
 from finetune_cli.engine.resume import Resumed
 from finetune_cli.engine.signals import StopFlag, stoppable
-from finetune_cli.errors import Diverged, Exit, FtuneError, Interrupted, Stopped, UserError
+from finetune_cli.errors import Diverged, Exit, FtuneError, Interrupted, Stopped
 from finetune_cli.packing import Packed
 from finetune_cli.run import Run, State
-from finetune_cli.tasks.base import Task
-from finetune_cli.tasks.sections import Table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """Everything that stands before the model is built."""
-
-    splits: Splits
-    task: Task[Any]
-    tokenizer: Any
-    source: models.Source | None
-    model_config: Any
-    max_length: int
-    data: dict[str, Labelled]
-    table: Any
-    device: DevicePlan
-    expectations: list[Expectation]
-    ledger: Table | None
 
 
 def run(config: TrainConfig, invocation: Invocation) -> float | None:
@@ -77,7 +53,7 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
     began = False
     trainer: Trainer | None = None
     try:
-        prepared = _prepare(config, invocation.user_set, resumed, stop)
+        prepared = prepare(config, invocation.user_set, resumed, stop)
         trainer = _trainer(config, invocation, prepared, directory, resumed, stop)
         began = True
         fit(trainer)
@@ -126,115 +102,6 @@ def _name(config: TrainConfig, invocation: Invocation) -> str:
     return f"{invocation.experiment or config.task.name}-{model}"
 
 
-def _prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | None, stop: StopFlag) -> Prepared:
-    """Read and check the data, choose device and model, encode: all that can go wrong before a model is loaded."""
-    known = Knowledge.read(resumed.checkpoint) if resumed and resumed.checkpoint else None
-    plan = device.find(config.device, known.plan["device"] if known else None)
-    adapters.check(config.model, plan.device.type)
-    kind = tasks.get(config.task.name)
-    with console.working("reading the data"):
-        splits = load_splits(
-            config.data,
-            seed=config.train.seed,
-            labelled=kind.labelled,
-            offline=config.offline,
-            stratify=kind.stratified,
-            arrange=partial(kind.arrange_split, config.task),
-            say=console.say,
-        )
-    for note in splits.notes:
-        console.say(note)
-    splits.refuse_unread(user_set)
-    stop.check()
-    facts = known.facts if known else kind.learn(config.task, config.data, splits.rows["train"], splits.roles)
-    task = kind(config.task, facts)
-    expected = _check_options(config, task, splits)
-    source = models.locate(config.model, offline=config.offline)
-    plan.apply()
-    if source is not None:
-        console.say(f"model: {source.told}")
-    if config.model.trust_remote_code:
-        console.warn(f"the model's own code runs on this machine, as of commit {config.model.revision}")
-    if config.model.pickled_weights:
-        console.warn("pickled weights are accepted (loaded with weights_only)")
-    tokenizer, model_config, limit = _reader(config, resumed, source, splits)
-    task = task.reading_with(tokenizer)
-    if model_config is not None and known is None:
-        adapters.check_targets(config.model, task, model_config)
-    max_length = longest_input(config.data, limit)
-    encoder = Encoder(task, tokenizer, max_length, config.data)
-    examples = {}
-    for name, rows in splits.rows.items():
-        stop.check()
-        with console.working(f"tokenising {name}"):
-            examples[name] = encoder.split(rows, splits.roles, splits.sources[name])
-    cells = {name: task.label_cells(config.data, splits.rows[name], splits.roles) for name in splits.labelled}
-    table = audit(splits, config.data, {k: v for k, v in cells.items() if v is not None}, {k: v.counts for k, v in examples.items()})
-    console.table("data", table.headers, table.cells)
-    for warning in table.warnings:
-        console.warn(warning)
-    ledger = _say_supervision(task, examples, splits)
-    return Prepared(
-        splits=splits,
-        task=task,
-        tokenizer=tokenizer,
-        source=source,
-        model_config=model_config,
-        max_length=max_length,
-        data=labelled(task, config.data, splits, examples),
-        table=table,
-        device=plan,
-        expectations=expected,
-        ledger=ledger,
-    )
-
-
-def _say_supervision(task: Task[Any], examples: dict[str, Examples], splits: Splits) -> Table | None:
-    """What is learnt from, in numbers and in a few examples, where that is more than a label a row."""
-    ledger = task.ledger(examples, splits.rows)
-    if ledger is not None:
-        console.table(ledger.title.lower(), ledger.columns, ledger.rows)
-        if ledger.note:
-            console.say(ledger.note)
-    for shown in task.shown(examples["train"], splits.rows["train"]):
-        console.marked(shown.title, shown.pieces)
-    return ledger
-
-
-def _check_options(config: TrainConfig, task: Task[Any], splits: Splits) -> list[Expectation]:
-    """Options that only the task and the data can judge."""
-    task.refuse_misfits(training=True)
-    names = task.metric_names()
-    monitor = config.train.monitor
-    if monitor is not None and monitor not in names:
-        raise UserError(f"this task has no metric '{monitor}'", where="train.monitor", fix=f"one of {', '.join(sorted(names))}")
-    if "validation" not in splits.labelled:
-        watching = [key for key, value in (("train.monitor", monitor), ("train.patience", config.train.patience)) if value is not None]
-        for key in watching + task.needs_validation(config.task):
-            raise UserError(f"{key} needs validation rows, and there are none", where=key, fix="data.validation=0.1, or a file")
-    if config.expect and not splits.labelled & {"validation", "test"}:
-        raise UserError(
-            "an expectation needs labelled test or validation rows", where="expect", fix="data.test=FILE or data.validation=0.1"
-        )
-    return expectations.read(config.expect, names)
-
-
-def _reader(config: TrainConfig, resumed: Resumed | None, source: models.Source | None, splits: Splits) -> tuple[Any, Any, int]:
-    """(tokenizer, transformers config or None, longest input) of the checkpoint, of the named model, or learnt from the training texts."""
-    kind = tasks.get(config.task.name)
-    if resumed and resumed.checkpoint:
-        source = models.Source(str(resumed.checkpoint), None, "")
-    model_config = None if source is None else models.load_config(source, config.model, offline=config.offline)
-    pooling.refuse_unknown(config.model, auto_class=kind.auto_class, model_type=models.family(model_config, kind.architecture))
-    if source is not None:
-        tokenizer = models.load_tokenizer(source, config.model, offline=config.offline)
-        models.check_vocabulary(tokenizer, model_config, source.name)
-        return tokenizer, model_config, models.length_limit(model_config, tokenizer)
-    with console.working("learning a vocabulary from the training texts"):
-        tokenizer = models.train_tokenizer(training_texts(kind, splits.rows["train"], splits.roles), config.model, kind.architecture)
-    return tokenizer, None, int(tokenizer.model_max_length)
-
-
 def _model(config: TrainConfig, p: Prepared, resumed: Resumed | None, directory: Run) -> tuple[nn.Module, Adapter | None]:
     """The model with this run's head, and its adapter if any: from the checkpoint, from pretrained weights, or from scratch."""
     where = p.device.device.type
@@ -274,12 +141,12 @@ def _fresh(config: TrainConfig, p: Prepared, where: str) -> tuple[nn.Module, lis
 
 def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory: Run, resumed: Resumed | None, stop: StopFlag) -> Trainer:
     """Model, plan and run directory put together; everything that is said before step 1."""
-    train = p.data["train"]
+    train, start = p.data["train"], resumed.checkpoint if resumed else None
     timetable = Timetable.of(config.train, len(train.examples))
-    warmup = warmup_steps(config.optimizer, timetable.total)
+    warmup = warmup_steps(config.optimizer, timetable.total)  # a user's error, so before the model is loaded
     model, adapter = _model(config, p, resumed, directory)
     model = model if adapter and adapter.base.is_quantised else model.to(p.device.device)
-    state = checkpoint.load_state(resumed.checkpoint) if resumed and resumed.checkpoint else None
+    state = checkpoint.load_state(start) if start else None
     saved_plan = state["plan"] if state else None
     layout, layout_told = packing.layout(
         model,
@@ -289,35 +156,14 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
         saved=saved_plan["packed"] if saved_plan else None,
     )
     p.task.adjust(model)
-    packed = isinstance(layout, Packed)
-    if saved_plan and saved_plan["packed"] != packed:
-        console.warn(f"the run was packed and goes on {layout_told}: the same to rounding, not to the bit")
-    plan = batching.find(
-        config.train.batch_size,
-        config.train.order,
-        train.examples.lengths(),
-        memory_bytes=environment.free_memory(p.device.device),
-        bytes_per_token=models.activation_bytes(model.config, kept=not config.model.gradient_checkpointing),
-        whole=p.task.rows_interact,
-        packed=packed,
-        layout=layout_told,
-        saved=saved_plan,
-    )
+    plan = _batches(config, p, model, packed=isinstance(layout, Packed), layout=layout_told, saved_plan=saved_plan)
     plans = {"device": p.device.saved(), "batches": plan.saved()}
-    knowledge = Knowledge(
-        task=p.task.name, facts=p.task.facts, columns=p.splits.roles.options, max_length=p.max_length, seed=config.train.seed, plan=plans
-    )
     if resumed:
         resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
         resume.compare_files(directory.manifest()["files"], p.splits.sources, config.resume_allow)
     else:
-        weights = sum(t.numel() * t.element_size() for t in model.parameters())
-        trained = sum(t.numel() * t.element_size() for t in model.parameters() if t.requires_grad)
-        directory.write_manifest(_manifest(config, p, plans, model, adapter))
-        directory.store.preflight(3 * trained, other_bytes=weights)
-        directory.reserve(weights)
-        directory.write_config(invocation.config_yaml)  # with it the run exists
-    if adapter and p.source is None and not (resumed and resumed.checkpoint):
+        _begin(directory, invocation, _manifest(config, p, plans, model, adapter), model)
+    if adapter and p.source is None and not start:
         _keep_base(directory, model, p.tokenizer)
     directory.write_command(["ftune", *invocation.typed])
     directory.set_status("running", step=state["step"] if state else 0)
@@ -333,16 +179,49 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
         device=p.device,
         layout=layout,
         run=directory,
-        saver=Saver(directory.store, knowledge, p.tokenizer, invocation.config_yaml, adapter),
+        saver=Saver(directory.store, _knowledge(config, p, plans), p.tokenizer, invocation.config_yaml, adapter),
         check=stop.check,
     )
-    if state:
+    if state and start:
         trainer.restore(state)
-        console.say(f"resuming from step {state['step']} ({resumed.checkpoint.name if resumed and resumed.checkpoint else ''})")
+        console.say(f"resuming from step {state['step']} ({start.name})")
     elif resumed:
         directory.cut_metrics(0)  # it was stopped before its first checkpoint: every step is made again
     _say_plan(config, p, trainer, warmup)
     return trainer
+
+
+def _batches(config: TrainConfig, p: Prepared, model: Any, *, packed: bool, layout: str, saved_plan: dict[str, Any] | None) -> BatchPlan:
+    """How the rows pass through the device; a run that goes on keeps its own plan."""
+    if saved_plan and saved_plan["packed"] != packed:
+        console.warn(f"the run was packed and goes on {layout}: the same to rounding, not to the bit")
+    return batching.find(
+        config.train.batch_size,
+        config.train.order,
+        p.data["train"].examples.lengths(),
+        memory_bytes=environment.free_memory(p.device.device),
+        bytes_per_token=models.activation_bytes(model.config, kept=not config.model.gradient_checkpointing),
+        whole=p.task.rows_interact,
+        packed=packed,
+        layout=layout,
+        saved=saved_plan,
+    )
+
+
+def _knowledge(config: TrainConfig, p: Prepared, plans: dict[str, Any]) -> Knowledge:
+    return Knowledge(
+        task=p.task.name, facts=p.task.facts, columns=p.splits.roles.options, max_length=p.max_length, seed=config.train.seed, plan=plans
+    )
+
+
+def _begin(directory: Run, invocation: Invocation, manifest: dict[str, Any], model: nn.Module) -> None:
+    """Write what makes a directory a run, once there is room for its checkpoints."""
+    weights = sum(t.numel() * t.element_size() for t in model.parameters())
+    trained = sum(t.numel() * t.element_size() for t in model.parameters() if t.requires_grad)
+    directory.write_manifest(manifest)
+    directory.store.preflight(3 * trained, other_bytes=weights)
+    directory.reserve(weights)
+    directory.write_config(invocation.config_yaml)  # with it the run exists
 
 
 def _keep_base(directory: Run, model: nn.Module, tokenizer: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -51,6 +51,8 @@ class SavedRun(ConfigSource):  # type: ignore[misc]  # Hydra is not typed
     """(group, name, root of the runs) to its files; given by the command line, because it lives on a floor above."""
     tasks: ClassVar[Callable[[], Tasks]]
     """The tasks there are; given likewise."""
+    recognise: ClassVar[Callable[[Mapping[str, Any]], str]]
+    """config.json of a plain model to the name of its task; given likewise."""
 
     @staticmethod
     def scheme() -> str:
@@ -80,17 +82,17 @@ class SavedRun(ConfigSource):  # type: ignore[misc]  # Hydra is not typed
 
     def load_config(self, config_path: str) -> ConfigResult:
         wish, name = json.loads(self.path), config_path.removeprefix(f"{self._group}/")
-        values = _values(wish, name, type(self).find, type(self).tasks())
+        values = _values(wish, name, type(self))
         return ConfigResult(self.provider, self.full_path(), values, {"package": "_global_"})
 
 
-def _values(wish: dict[str, Any], name: str, find: Callable[[str, str, str], Found], tasks: Tasks) -> DictConfig:
-    found = find(wish["group"], name, wish["root"])
+def _values(wish: dict[str, Any], name: str, known: type[SavedRun]) -> DictConfig:
+    found = known.find(wish["group"], name, wish["root"])
     if found.config is not None:
-        tree = _tree(found.config, tasks)
+        tree = _tree(found.config, known.tasks())
         values: dict[str, Any] = {section: tree[section] for section in wish["carried"] if section in tree}
     else:
-        values = {"task": {"name": task_of(found.weights)}} if "task" in wish["carried"] else {}
+        values = {"task": {"name": known.recognise(_model_config(found.weights))}} if "task" in wish["carried"] else {}
     here = os.path.expanduser(name)
     if name == "latest" and not os.path.lexists(name):
         values[wish["group"]] = str(found.run or found.weights)
@@ -111,16 +113,10 @@ def _tree(path: Path, tasks: Tasks) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def task_of(model: Path) -> str:
-    """The task of a plain Hugging Face model, by its head."""
+def _model_config(model: Path) -> dict[str, Any]:
+    """config.json of a plain Hugging Face model; empty where it is not at hand."""
     try:
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return "text-classification"
-    names = config.get("architectures") or [""] if isinstance(config, dict) else [""]
-    if str(names[0]).endswith(("ForCausalLM", "LMHeadModel")):
-        return "text-generation"
-    if not str(names[0]).endswith("ForSequenceClassification"):
-        return "text-classification"
-    single = len(config.get("id2label") or range(int(config.get("num_labels") or 2))) == 1
-    return "text-regression" if single or config.get("problem_type") == "regression" else "text-classification"
+        return {}
+    return config if isinstance(config, dict) else {}

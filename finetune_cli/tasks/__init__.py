@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -36,6 +37,17 @@ def tasks() -> dict[str, type[Task[Any]]]:
 def task_configs() -> dict[str, type[TaskConfig]]:
     """Name to the dataclass of the task's options."""
     return {name: task.Config for name, task in tasks().items()}
+
+
+def recognise(model_config: Mapping[str, Any]) -> str:
+    """The task of a plain Hugging Face model, told from its config.json by what the tasks say of themselves (``Task.heads``)."""
+    architectures = model_config.get("architectures")
+    head = str(architectures[0]) if architectures and isinstance(architectures, list) else ""
+    shipped = sorted(tasks().items(), key=lambda named: not named[1].__module__.startswith(f"{__name__}."))
+    claims = [(name, task) for name, task in shipped if head.endswith(task.heads) and task.recognises(model_config)]
+    if claims:
+        return max(claims, key=lambda claim: claim[1].precedence)[0]  # the first of equals
+    return next(name for name, task in shipped if task.fallback)
 
 
 def get(name: str) -> type[Task[Any]]:

@@ -111,6 +111,18 @@ class Task(ABC, Generic[C]):
     """The transformers pipeline that runs the exported model."""
     architecture: ClassVar[str] = "encoder"
     """What ``model.shape`` builds: an ``encoder``, a ``decoder``, or an ``encoder-decoder``."""
+    heads: ClassVar[tuple[str, ...]] = ()
+    """Ends of the transformers class names that tell a plain model of this task, such as ``ForTokenClassification``; see ``recognises``.
+
+    Empty: nothing in a model says that it is for this task, so that the user names it.
+    """
+    precedence: ClassVar[int] = 0
+    """Of several tasks that recognise a model the one with the highest is meant: a task that looks closer stands above one that does not.
+
+    Of equals, the tasks of this package go before those of others, then the names decide.
+    """
+    fallback: ClassVar[bool] = False
+    """Whether a model that no task recognises, or whose config is not at hand (on the hub), is taken for this task's; one task says so."""
     plain_texts: ClassVar[bool] = False
     """Whether the tokenizer alone makes a row's example out of its text, or pair, so that the reload check can hold it to that."""
     pairs: ClassVar[bool] = True
@@ -142,6 +154,14 @@ class Task(ABC, Generic[C]):
     def rows_interact(self) -> bool:
         """Whether a row's loss depends on the other rows of its batch, so that a batch must not be split."""
         return False
+
+    @classmethod
+    def recognises(cls, model_config: Mapping[str, Any]) -> bool:
+        """Whether a plain model is for this task by more than its head, which is one of ``heads``; ``model_config`` is its config.json.
+
+        Called while a config is composed: nothing heavy may be imported, and the file may hold any JSON.
+        """
+        return True
 
     # -- options -------------------------------------------------------------------------------
     @classmethod

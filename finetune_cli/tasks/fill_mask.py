@@ -54,6 +54,7 @@ class FillMask(Task[FillMaskConfig]):
     name = "fill-mask"
     Config = FillMaskConfig
     auto_class = "AutoModelForMaskedLM"
+    heads = ("ForMaskedLM",)
     pipeline = "fill-mask"
     pairs = False
     labelled = False

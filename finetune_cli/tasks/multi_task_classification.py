@@ -19,7 +19,7 @@ from finetune_cli.tasks.labelling import label_loss
 from finetune_cli.tasks.labelling.decisions import Decisions
 from finetune_cli.tasks.labelling.label_columns import LABELS, in_one_column, split_name
 from finetune_cli.tasks.labelling.labels import LabelOptions, LabelSet, class_weights, counted, natural, refuse_unsettled
-from finetune_cli.tasks.tokens import encode_texts
+from finetune_cli.tasks.tokens import encode_texts, lay_tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,7 +158,7 @@ class MultiTaskClassification(Task[MultiTaskClassificationConfig]):
         import numpy as np
         import torch
 
-        inputs = layout.lay({name: column for name, column in columns.items() if not isinstance(column, np.ndarray)})
+        inputs = lay_tokens(columns, layout)
         if targets is None:
             return Batch(inputs, None)
         weights = {column: label_loss.weight(targets[:, j], labels) for j, (column, labels) in enumerate(self.columns.items())}

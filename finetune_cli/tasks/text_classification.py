@@ -16,7 +16,7 @@ from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outp
 from finetune_cli.tasks.labelling import contrastive, label_loss
 from finetune_cli.tasks.labelling.decisions import Decisions
 from finetune_cli.tasks.labelling.labels import HALF, LabelLoss, LabelOptions, LabelSet, class_weights, counted, natural, refuse_unsettled
-from finetune_cli.tasks.tokens import encode_texts
+from finetune_cli.tasks.tokens import encode_texts, lay_tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +65,8 @@ class TextClassification(Task[TextClassificationConfig]):
     name = "text-classification"
     Config = TextClassificationConfig
     auto_class = "AutoModelForSequenceClassification"
+    heads = ("ForSequenceClassification",)
+    fallback = True
     plain_texts = True
     pipeline = "text-classification"
     _embeds = False  # whether ``infer`` gives the embeddings that the head is fitted to
@@ -151,7 +153,7 @@ class TextClassification(Task[TextClassificationConfig]):
         import numpy as np
         import torch
 
-        inputs = layout.lay({name: column for name, column in columns.items() if not isinstance(column, np.ndarray)})
+        inputs = lay_tokens(columns, layout)
         if targets is None:
             return Batch(inputs, None)
         weights = {"loss": label_loss.weight(targets, self.labels)}

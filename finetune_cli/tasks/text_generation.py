@@ -27,6 +27,7 @@ class TextGeneration(Task[TextGenerationConfig]):
     name = "text-generation"
     Config = TextGenerationConfig
     auto_class = "AutoModelForCausalLM"
+    heads = ("ForCausalLM", "LMHeadModel")
     pipeline = "text-generation"
     architecture = "decoder"
     pairs = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -12,7 +12,7 @@ from finetune_cli.config.schema import DataConfig, TaskConfig
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Outputs, Prediction, Score, Task
 from finetune_cli.tasks.labelling.heads import output_layer
-from finetune_cli.tasks.tokens import encode_texts
+from finetune_cli.tasks.tokens import encode_texts, lay_tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +48,17 @@ class TextRegression(Task[TextRegressionConfig]):
     name = "text-regression"
     Config = TextRegressionConfig
     auto_class = "AutoModelForSequenceClassification"
+    heads = ("ForSequenceClassification",)
+    precedence = 1
     plain_texts = True
     stratified = False
+
+    @classmethod
+    def recognises(cls, model_config: Mapping[str, Any]) -> bool:
+        """A head of one number, or one that says so."""
+        classes, count = model_config.get("id2label"), model_config.get("num_labels")
+        numbers = len(classes) if classes and isinstance(classes, (dict, list)) else count
+        return numbers == 1 or model_config.get("problem_type") == "regression"
 
     # -- rows ----------------------------------------------------------------------------------
     @classmethod
@@ -90,7 +99,7 @@ class TextRegression(Task[TextRegressionConfig]):
         import numpy as np
         import torch
 
-        inputs = layout.lay({name: column for name, column in columns.items() if not isinstance(column, np.ndarray)})
+        inputs = lay_tokens(columns, layout)
         if targets is None:
             return Batch(inputs, None)
         scaled = (targets - np.asarray(self.facts["mean"])) / np.asarray(self.facts["std"])

@@ -74,6 +74,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
     name = "token-classification"
     Config = TokenClassificationConfig
     auto_class = "AutoModelForTokenClassification"
+    heads = ("ForTokenClassification",)
     pipeline = "token-classification"
     pairs = False
     stratified = False

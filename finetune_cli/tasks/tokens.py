@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from finetune_cli.data import Roles, Rows, TokenCounts
     from finetune_cli.encoded import Columns, Examples
+    from finetune_cli.tasks.base import Layout
 
 
 def encode_texts(rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, first_row: int, prefix: str = "") -> Examples:
@@ -24,6 +25,13 @@ def encode_texts(rows: Rows, roles: Roles, tokenizer: Any, *, max_length: int, f
     second = texts(rows, roles.text_pair) if roles.text_pair else None
     columns, counts = encode_sequences(tokenizer, [prefix + text for text in first] if prefix else first, second, max_length=max_length)
     return Examples(columns, np.arange(first_row, first_row + len(rows), dtype=np.int64), counts)
+
+
+def lay_tokens(columns: Columns, layout: Layout) -> dict[str, Any]:
+    """The model's inputs of some examples: their columns of a length of their own; what is one number an example is the task's."""
+    import numpy as np
+
+    return layout.lay({name: column for name, column in columns.items() if not isinstance(column, np.ndarray)})
 
 
 def encode_sequences(tokenizer: Any, first: list[str], second: list[str] | None, *, max_length: int) -> tuple[Columns, TokenCounts]:

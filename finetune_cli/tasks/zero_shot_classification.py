@@ -16,7 +16,7 @@ from finetune_cli.config.schema import DataConfig, TaskConfig, option
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Task
 from finetune_cli.tasks.text_classification import TextClassification, TextClassificationConfig
-from finetune_cli.tasks.tokens import encode_sequences
+from finetune_cli.tasks.tokens import encode_sequences, lay_tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +139,7 @@ class ZeroShotClassification(Task[ZeroShotConfig]):
         import torch
 
         candidates = columns["candidate"]
-        inputs = layout.lay({name: column for name, column in columns.items() if not isinstance(column, np.ndarray)})
+        inputs = lay_tokens(columns, layout)
         if targets is None:
             return Batch(inputs, None)
         assert isinstance(candidates, np.ndarray), "one candidate an example"

@@ -103,9 +103,19 @@ def test_targets_that_are_no_number(refused: Any, bad: str) -> None:
     assert ("comma" in error.fix) == (bad == "1,5")
 
 
-@pytest.mark.parametrize("values", [[1.0, None], [1.0, float("nan")], [float("inf"), 1.0], [True, False], [["a"], ["b"]]])
-def test_typed_targets_that_are_no_number(refused: Any, values: Any) -> None:
-    refused(targets, rows(values), ROLES)
+@pytest.mark.parametrize(
+    ("values", "what", "where"),
+    [
+        ([1.0, None], "is None", "a.csv:3, row 2"),
+        ([1.0, float("nan")], "is nan", "a.csv:3, row 2"),
+        ([float("inf"), 1.0], "is inf", "a.csv:2, row 1"),
+        ([True, False], "is true/false", "a.csv:2, row 1"),
+        ([["a"], ["b"]], "is a list", "a.csv:2, row 1"),
+    ],
+)
+def test_typed_targets_that_are_no_number(refused: Any, values: Any, what: str, where: str) -> None:
+    error = refused(targets, rows(values), ROLES)
+    assert what in error.what and error.where == where
 
 
 # -- names -----------------------------------------------------------------------------------------

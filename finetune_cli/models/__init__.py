@@ -1,0 +1,39 @@
+"""Models and tokenizers: where they are, how they are loaded, built from scratch and run.
+
+The order of search: a local directory or a run, the bundled files (sha256 checked), the hub. Weights come from safetensors; pickled
+weights only where asked for, and then with ``weights_only``. Nothing of a model's own code runs unless the user says so.
+"""
+
+from __future__ import annotations
+
+from finetune_cli.models.execution import activation_bytes, checkpoint_gradients, never_wait, parameters
+from finetune_cli.models.faults import quiet
+from finetune_cli.models.loading import check_finite, load, load_config, load_exact, skeleton
+from finetune_cli.models.scratch import build, family, train_tokenizer
+from finetune_cli.models.source import BUNDLED, BUNDLED_HUB_ID, Source, locate, of_run
+from finetune_cli.models.tokenizer import check_vocabulary, length_limit, load_tokenizer, tokenizer_digest
+
+__all__ = [
+    "BUNDLED",
+    "BUNDLED_HUB_ID",
+    "Source",
+    "activation_bytes",
+    "build",
+    "check_finite",
+    "check_vocabulary",
+    "checkpoint_gradients",
+    "family",
+    "length_limit",
+    "load",
+    "load_config",
+    "load_exact",
+    "load_tokenizer",
+    "locate",
+    "never_wait",
+    "of_run",
+    "parameters",
+    "quiet",
+    "skeleton",
+    "tokenizer_digest",
+    "train_tokenizer",
+]

@@ -1,0 +1,147 @@
+"""A located model, loaded: its config, the task's class with pretrained weights, and what is new in it.
+
+Weights come from safetensors; pickled ones only where asked for, and then with ``weights_only``. Nothing of a model's own code runs
+unless the user says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune_cli import pooling, randomness
+from finetune_cli.config.schema import ModelConfig
+from finetune_cli.errors import Diverged, UserError
+from finetune_cli.models.faults import loading
+from finetune_cli.models.source import Source
+from finetune_cli.tasks.base import Task
+
+
+def load_config(source: Source, config: ModelConfig, *, offline: bool) -> Any:
+    """The transformers config of a located model."""
+    from transformers import AutoConfig
+
+    with loading(source):
+        return AutoConfig.from_pretrained(
+            source.name, revision=source.revision, trust_remote_code=config.trust_remote_code, local_files_only=offline or not source.hub
+        )
+
+
+def load(
+    source: Source,
+    config: ModelConfig,
+    task: Task[Any],
+    model_config: Any,
+    *,
+    seed: int,
+    offline: bool,
+    held: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, list[str]]:
+    """The task's model class with pretrained weights in fp32 and the names of parameters that are new (the head, mostly).
+
+    ``held``: further arguments of ``from_pretrained``, which hold the weights in fewer bits on their device.
+    Raises UserError where the weights do not fit the architecture, Diverged where they hold NaN.
+    """
+    import transformers
+
+    configure(model_config, config, task)
+    torch.manual_seed(randomness.key(seed, "init"))
+    with loading(source):
+        loaded = getattr(transformers, task.auto_class).from_pretrained(
+            source.name,
+            config=model_config,
+            revision=source.revision,
+            trust_remote_code=config.trust_remote_code,
+            local_files_only=offline or not source.hub,
+            use_safetensors=None if config.pickled_weights else True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **(held or {}),
+        )
+    model, info = loaded
+    mismatched = [m[0] if isinstance(m, (tuple, list)) else m for m in info.get("mismatched_keys", ())]
+    new = sorted({*info["missing_keys"], *mismatched})
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    body = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
+    if body and len([n for n in new if n.startswith(prefix)]) > max(4, len(body) // 10):
+        raise UserError(
+            f"the weights do not fit the architecture: {len(new)} of {len(body)} tensors are missing ({new[0]}, …)",
+            where=source.name,
+            fix="name a model whose config.json and weights belong together",
+        )
+    if not held:
+        check_finite(model, source.name)
+        _in_own_memory(model)
+    return model, pooled(model, config, new)
+
+
+def skeleton(config: ModelConfig, task: Task[Any], model_config: Any) -> nn.Module:
+    """The task's model without weights, to look at its layers before any are loaded."""
+    import transformers
+
+    model_config = copy.deepcopy(model_config)
+    configure(model_config, config, task)
+    with torch.device("meta"):
+        model = getattr(transformers, task.auto_class).from_config(model_config, trust_remote_code=config.trust_remote_code)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def load_exact(directory: Path, task: Task[Any]) -> nn.Module:
+    """A model that ftune or transformers saved whole: every tensor must be there and none may be over. fp32."""
+    import transformers
+
+    source = Source(str(directory), None, "")
+    with loading(source):
+        model, info = getattr(transformers, task.auto_class).from_pretrained(
+            directory, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+        )
+    wrong = sorted({*info["missing_keys"], *map(str, info.get("mismatched_keys", ()))})
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} tensors are missing, such as {wrong[0]}", where=str(directory), fix="name a model saved with its head"
+        )
+    check_finite(model, str(directory))
+    assert isinstance(model, nn.Module)
+    _in_own_memory(model)
+    return model
+
+
+def configure(model_config: Any, config: ModelConfig, task: Task[Any]) -> None:
+    """Write head and dropout into a transformers config."""
+    task.configure(model_config)
+    if config.dropout is not None:
+        for name in list(model_config.to_dict()):
+            if re.search(r"(dropout|pdrop)(_prob|_rate)?$", name) and isinstance(
+                getattr(model_config, name, None), (int, float, type(None))
+            ):
+                setattr(model_config, name, config.dropout)
+
+
+def pooled(model: Any, config: ModelConfig, new: list[str]) -> list[str]:
+    """Build the pooling that was asked for into the model; which of the ``new`` parameters are still drawn from the seed."""
+    return sorted(set(new) - set(pooling.build_in(model, config.pooling)))
+
+
+def check_finite(model: nn.Module, where: str) -> None:
+    """Refuse weights that hold NaN or infinity. Those held in fewer bits (frozen, of a type of their own) cannot."""
+    for name, parameter in model.named_parameters():
+        if type(parameter.data) is torch.Tensor and parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            raise Diverged(f"the weights hold NaN or infinity, first in {name}", where=where, fix="start from other weights")
+
+
+def _in_own_memory(model: nn.Module) -> None:
+    """Copy every weight out of the mapped file to where torch would have put it.
+
+    In the map a tensor begins wherever the file has it; matrix products of such memory round otherwise than those of aligned memory
+    (seen with MKL), so that a resumed run would differ from the run it goes on with in the last bit.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
