@@ -118,7 +118,7 @@ def check_targets(config: ModelConfig, task: Task[Any], model_config: Any) -> No
 
 def _require_peft(what: str, where: str) -> None:
     if importlib.util.find_spec("peft") is None:
-        raise UserError(f"{what} needs the package peft", where=where, fix='pip install "ftune[lora]"')
+        raise UserError(f"{what} needs the package peft", where=where, fix="pip install peft")
 
 
 def _check_rank(config: ModelConfig, model: nn.Module, layers: Sequence[str]) -> None:

@@ -49,7 +49,7 @@ def require_generation() -> None:
         raise UserError(
             f"generated text is scored by {' and '.join(lacking)}, which is not installed",
             where="the extra 'generation'",
-            fix='pip install "ftune[generation]"',
+            fix="pip install sacrebleu rouge-score",
         )
 
 

