@@ -133,8 +133,9 @@ def report(given: argparse.Namespace, seeds: Sequence[int]) -> None:
         f"{given.adapt_epochs:g} epoch(s), at most {given.max_length} tokens; seeds {given.seeds}: mean (lowest to highest). "
         f"transformers {where['transformers']}, torch {where['torch']}, {where['hardware']}."
     )
-    print(f"{caption}\n\n{markdown(['start of the classifier', 'test accuracy', 'against plain, seed by seed'], cells)}")
-    save(Path(given.output), {"caption": caption, "table": cells, "runs": runs, "recipe": recipe(given)})
+    columns = ["start of the classifier", "test accuracy", "against plain, seed by seed"]
+    print(f"{caption}\n\n{markdown(columns, cells)}")
+    save(Path(given.output), {"caption": caption, "columns": columns, "table": cells, "runs": runs, "recipe": recipe(given)})
 
 
 if __name__ == "__main__":

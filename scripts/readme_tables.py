@@ -69,12 +69,19 @@ def speed(result: dict[str, Any]) -> str:
     return f"{result['caption']}\n\n{markdown(['work', 'variant', 'rows/s', 'whole process, s', 'ftune is faster by'], rows)}"
 
 
+def as_made(result: dict[str, Any]) -> str:
+    """A table that its script made cell by cell."""
+    return f"{result['caption']}\n\n{markdown(result['columns'], result['table'])}"
+
+
 def results(folder: Path) -> str:
     """Every measured table that lies in ``scripts/results/``."""
     parts = []
     tables = (
         ("compare_trainer", "Scores against Trainer", comparison),
         ("compare_language", "The language tasks against Trainer", language_comparison),
+        ("few_shot", "Few labels", as_made),
+        ("adapt_then_classify", "Fill-mask before a classifier", as_made),
         ("speed", "Speed", speed),
     )
     for name, heading, form in tables:
