@@ -10,12 +10,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forks
 from ran import Ran, labelled_rows, write_rows
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -101,36 +102,49 @@ def corpus(tmp_path: Path) -> Callable[..., Corpus]:
 # the command line ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def ftune(tmp_path: Path) -> Callable[..., Ran]:
-    """``ftune("train", "key=value", …)`` in a process of its own, standing in ``tmp_path``; ``stdin=``, ``cwd=``, ``env=``."""
+@pytest.fixture(scope="session")
+def forks(device: str) -> Iterator[Forks]:
+    """``forks.start("train", "key=value", …)``: a command that has begun, as ``Popen``; a device's driver must not be forked."""
+    found = Forks(allowed=device == "cpu")
+    yield found
+    found.end()
 
-    def run(*args: object, stdin: str | bytes = b"", cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Ran:
+
+@pytest.fixture
+def ftune(tmp_path: Path, forks: Forks) -> Callable[..., Ran]:
+    """``ftune("train", "key=value", …)`` in a process of its own, standing in ``tmp_path``; ``stdin=``, ``cwd=``, ``env=``.
+
+    ``fresh=True``: in a new interpreter, not in a fork, for what is about the start of a process.
+    """
+
+    def run(
+        *args: object, stdin: str | bytes = b"", cwd: Path | None = None, env: Mapping[str, str] | None = None, fresh: bool = False
+    ) -> Ran:
         given = stdin.encode() if isinstance(stdin, str) else stdin
-        done = subprocess.run(
-            [sys.executable, "-m", "finetune_cli", *map(str, args)],
-            input=given,
-            capture_output=True,
-            cwd=cwd or tmp_path,
-            env={**os.environ, "PYTHONPATH": _source(), "PYTHONUTF8": "1", **(env or {})},
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
-        return Ran(done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8", "replace"))
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        with forks.start(*args, fresh=fresh, cwd=cwd or tmp_path, env=env, **pipes) as process:
+            try:
+                out, err = process.communicate(given, timeout=TIMEOUT_SECONDS)
+            except BaseException:
+                process.kill()
+                raise
+        return Ran(process.returncode, out.decode("utf-8"), err.decode("utf-8", "replace"))
 
     return run
 
 
 @pytest.fixture
-def ftune_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """The same in this process: quicker, and what it imports is shared."""
+def ftune_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Forks) -> Callable[..., Ran]:
+    """The same in this process: quicker, and what it imports is shared. ``fresh_check=True``: its reload check starts an interpreter."""
 
-    def run(*args: object, stdin: str | bytes = b"", cwd: Path | None = None) -> Ran:
+    def run(*args: object, stdin: str | bytes = b"", cwd: Path | None = None, fresh_check: bool = False) -> Ran:
         from finetune_cli.cli import entry
 
         given = stdin.encode() if isinstance(stdin, str) else stdin
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
         with monkeypatch.context() as patch:
+            if "train" in args and not fresh_check:
+                patch.setattr("finetune_cli.engine.export.subprocess", forks.reloading())
             patch.chdir(cwd or tmp_path)
             patch.setattr(sys, "argv", ["ftune", *map(str, args)])
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
@@ -144,10 +158,3 @@ def ftune_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         return Ran(int(code or 0), *written)
 
     return run
-
-
-def _source() -> str:
-    """The directory that holds the package under test: the checkout, or where it is installed."""
-    import finetune_cli
-
-    return str(Path(finetune_cli.__file__).parents[1])
