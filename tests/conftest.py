@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from forked import Forks
-from ran import Ran, labelled_rows, write_rows
+from ran import EXPERIMENTS, Ran, labelled_rows, write_rows
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -35,6 +35,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long tests first, so that parallel workers end together."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Test by test to whoever is free, but what looks at one and the same run to one worker, which makes the run once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneRunOneWorker(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, chosen = nodeid.partition("[")
+            shared = file.split("::")[0] in ("tests/test_contract.py", "tests/test_adapters.py") and chosen[:-1] in EXPERIMENTS
+            return f"{file.split('::')[0]}[{chosen}" if shared else nodeid
+
+    return OneRunOneWorker(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.fixture(scope="session")
