@@ -10,13 +10,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ran import Ran, labelled_rows, write_rows
+from forked import Forks
+from ran import EXPERIMENTS, Ran, labelled_rows, write_rows
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -34,6 +35,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long tests first, so that parallel workers end together."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Test by test to whoever is free, but what looks at one and the same run to one worker, which makes the run once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneRunOneWorker(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, chosen = nodeid.partition("[")
+            shared = file.split("::")[0] in ("tests/test_contract.py", "tests/test_adapters.py") and chosen[:-1] in EXPERIMENTS
+            return f"{file.split('::')[0]}[{chosen}" if shared else nodeid
+
+    return OneRunOneWorker(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.fixture(scope="session")
@@ -101,36 +116,49 @@ def corpus(tmp_path: Path) -> Callable[..., Corpus]:
 # the command line ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def ftune(tmp_path: Path) -> Callable[..., Ran]:
-    """``ftune("train", "key=value", …)`` in a process of its own, standing in ``tmp_path``; ``stdin=``, ``cwd=``, ``env=``."""
+@pytest.fixture(scope="session")
+def forks(device: str) -> Iterator[Forks]:
+    """``forks.start("train", "key=value", …)``: a command that has begun, as ``Popen``; a device's driver must not be forked."""
+    found = Forks(allowed=device == "cpu")
+    yield found
+    found.end()
 
-    def run(*args: object, stdin: str | bytes = b"", cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Ran:
+
+@pytest.fixture
+def ftune(tmp_path: Path, forks: Forks) -> Callable[..., Ran]:
+    """``ftune("train", "key=value", …)`` in a process of its own, standing in ``tmp_path``; ``stdin=``, ``cwd=``, ``env=``.
+
+    ``fresh=True``: in a new interpreter, not in a fork, for what is about the start of a process.
+    """
+
+    def run(
+        *args: object, stdin: str | bytes = b"", cwd: Path | None = None, env: Mapping[str, str] | None = None, fresh: bool = False
+    ) -> Ran:
         given = stdin.encode() if isinstance(stdin, str) else stdin
-        done = subprocess.run(
-            [sys.executable, "-m", "finetune_cli", *map(str, args)],
-            input=given,
-            capture_output=True,
-            cwd=cwd or tmp_path,
-            env={**os.environ, "PYTHONPATH": _source(), "PYTHONUTF8": "1", **(env or {})},
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
-        return Ran(done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8", "replace"))
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        with forks.start(*args, fresh=fresh, cwd=cwd or tmp_path, env=env, **pipes) as process:
+            try:
+                out, err = process.communicate(given, timeout=TIMEOUT_SECONDS)
+            except BaseException:
+                process.kill()
+                raise
+        return Ran(process.returncode, out.decode("utf-8"), err.decode("utf-8", "replace"))
 
     return run
 
 
 @pytest.fixture
-def ftune_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """The same in this process: quicker, and what it imports is shared."""
+def ftune_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Forks) -> Callable[..., Ran]:
+    """The same in this process: quicker, and what it imports is shared. ``fresh_check=True``: its reload check starts an interpreter."""
 
-    def run(*args: object, stdin: str | bytes = b"", cwd: Path | None = None) -> Ran:
+    def run(*args: object, stdin: str | bytes = b"", cwd: Path | None = None, fresh_check: bool = False) -> Ran:
         from finetune_cli.cli import entry
 
         given = stdin.encode() if isinstance(stdin, str) else stdin
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
         with monkeypatch.context() as patch:
+            if "train" in args and not fresh_check:
+                patch.setattr("finetune_cli.engine.export.subprocess", forks.reloading())
             patch.chdir(cwd or tmp_path)
             patch.setattr(sys, "argv", ["ftune", *map(str, args)])
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
@@ -144,10 +172,3 @@ def ftune_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         return Ran(int(code or 0), *written)
 
     return run
-
-
-def _source() -> str:
-    """The directory that holds the package under test: the checkout, or where it is installed."""
-    import finetune_cli
-
-    return str(Path(finetune_cli.__file__).parents[1])

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from forked import Forks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ran import ROOT, Ran, labelled_rows, write_rows
@@ -93,8 +94,8 @@ def left_in(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``trained("run")``: a small finished run of a kind, trained once a session."""
+def trained(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Callable[[str], Path]:
+    """``trained("run")``: a small finished run of a kind, trained once by each worker."""
     kinds: dict[str, list[str]] = {
         "run": [],
         "stars": ["task=text-regression", "data.label=stars"],
@@ -112,9 +113,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
                 rows = labelled_rows(40 if name == "train" else 12, shift=shift)
                 write_rows(folder / f"{name}.csv", [{**row, "other": "a second text", "topics": ";".join(row["topics"])} for row in rows])
             keys = [f"data.{name}={folder / f'{name}.csv'}" for name in ("train", "validation", "test")]
-            command = [sys.executable, "-m", "finetune_cli", "train", *keys, *SMALL, f"run.dir={folder / 'run'}", *kinds[kind]]
-            done = subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
-            assert done.returncode == 0, done.stderr.decode()
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+            process = forks.start("train", *keys, *SMALL, f"run.dir={folder / 'run'}", *kinds[kind], cwd=folder, **quiet)
+            errors = process.communicate()[1]
+            assert process.returncode == 0, errors.decode()
             runs[kind] = folder / "run"
         return runs[kind]
 

@@ -378,7 +378,7 @@ def test_keys_of_another_version_are_dropped(
     text = (run / "config.yaml").read_text().replace("data:\n", "data:\n  of_old: 1\n")
     (run / "config.yaml").write_text(text + "gone:\n  too: 2\n")
     ftune_inside("eval", "a").ok()
-    assert "unknown key" not in ftune("eval", "a", "data.tets=1").err.replace("unknown key 'data.tets'", "")
+    assert "unknown key" not in ftune("eval", "a", "data.tets=1", fresh=True).err.replace("unknown key 'data.tets'", "")
     (run / "config.yaml").write_text("{")
     assert "cannot be read" in ftune_inside("eval", "a").fails()[0]
 
@@ -472,7 +472,7 @@ def test_a_broken_hydra_plugin_is_named(ftune: Callable[..., Ran], tmp_path: Pat
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise ValueError('mutable default')")
     path = f"{Path(cli.__file__).parents[2]}{os.pathsep}{tmp_path / 'installed'}"
-    told = ftune("train", "data.train=x", env={"PYTHONPATH": path}).fails()
+    told = ftune("train", "data.train=x", env={"PYTHONPATH": path}, fresh=True).fails()
     assert "mutable default" in told[0] and "uninstall" in told[2]
 
 
@@ -550,6 +550,6 @@ def test_a_config_error_is_quick(ftune: Callable[..., Ran]) -> None:
     best = 9.0
     for _ in range(2):
         began = time.perf_counter()
-        ftune("train", "optimizer.lrr=1").fails()
+        ftune("train", "optimizer.lrr=1", fresh=True).fails()
         best = min(best, time.perf_counter() - began)
     assert best < 3

@@ -29,11 +29,11 @@ SMALL = [
 def train(ftune_inside: Callable[..., Ran], corpus: Callable[..., Any]) -> Callable[..., Ran]:
     """``train("key=value", …)`` on small rows with a small model."""
     keys = corpus(train=48).keys
-    return lambda *more: ftune_inside("train", *keys, *SMALL, *more)
+    return lambda *more, **how: ftune_inside("train", *keys, *SMALL, *more, **how)
 
 
 def test_0_done_and_3_expectation(train: Callable[..., Ran]) -> None:
-    assert train("expect.accuracy='>=0'").code == 0
+    assert train("expect.accuracy='>=0'", fresh_check=True).code == 0
     ran = train("expect.accuracy='>=1.01'", "expect.log_loss='<100'")
     told = ran.fails(3)
     assert "accuracy" in told[0] and "1.01" in told[0] and "log_loss" not in told[0]
@@ -110,7 +110,7 @@ def test_6_an_export_that_answers_differently(train: Callable[..., Ran], monkeyp
     task = get("text-classification")
     real = task.answers
     monkeypatch.setattr(task, "answers", lambda self, outputs: real(self, outputs) + 0.01)
-    told = train().fails(6)
+    told = train(fresh_check=True).fails(6)
     assert "answers differently" in told[0]
 
 

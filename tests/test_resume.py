@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ran import ROOT, Ran, labelled_rows, write_rows
+from forked import Forks
+from ran import Ran, labelled_rows, write_rows
 
 OPTIONS = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.epochs=3", "train.batch_size=8", "train.save_every=2"]
 OPTIONS += ["train.eval_every=3", "train.log_every=1", "device.threads=1", "device=cpu"]
@@ -28,11 +27,13 @@ def digest(run: Path) -> str:
     return found.hexdigest()
 
 
-def start(home: Path, *args: object) -> subprocess.Popen[bytes]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "finetune_cli", "train", *map(str, args)], cwd=home, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture(scope="module")
+def start(forks: Forks) -> Start:
+    """``start(folder, "key=value", …)``: a train that has begun in that folder."""
+    return lambda home, *args: forks.start("train", *args, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
@@ -49,7 +50,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> Non
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str, Path]:
+def reference(tmp_path_factory: pytest.TempPathFactory, start: Start) -> tuple[list[str], str, Path]:
     """(the keys of a run, its digest, its directory): never interrupted."""
     home, keys = tmp_path_factory.mktemp("reference"), list(OPTIONS)
     for shift, name in ((0, "train"), (80, "validation"), (96, "test")):
@@ -64,7 +65,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str,
 
 @pytest.mark.parametrize(("name", "code", "state"), [("SIGTERM", 75, "preempted"), ("SIGINT", 130, "stopped")])
 def test_a_signal_saves_and_the_resumed_run_is_the_same(
-    name: str, code: int, state: str, reference: tuple[list[str], str, Path], ftune: Callable[..., Ran], tmp_path: Path
+    name: str,
+    code: int,
+    state: str,
+    reference: tuple[list[str], str, Path],
+    start: Start,
+    ftune: Callable[..., Ran],
+    tmp_path: Path,
 ) -> None:
     keys, expected, _ = reference
     run = tmp_path / "stopped"
@@ -75,12 +82,12 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same(
     assert process.returncode == code, err.decode()
     assert out.decode() == f"{run}\n" and b"Traceback" not in err
     assert json.loads((run / "status.json").read_text())["state"] == state
-    resumed = ftune("train", f"resume={run}").ok()
+    resumed = ftune("train", f"resume={run}", fresh=name == "SIGTERM").ok()  # an interpreter with other hashes, too
     assert resumed.run == run and "resuming from step" in resumed.err
     assert digest(run) == expected
 
 
-def test_killed_again_and_again_it_still_ends_the_same(reference: tuple[list[str], str, Path], tmp_path: Path) -> None:
+def test_killed_again_and_again_it_still_ends_the_same(reference: tuple[list[str], str, Path], start: Start, tmp_path: Path) -> None:
     keys, expected, _ = reference
     run, draw = tmp_path / "killed", random.Random(3)
     for _ in range(4):
@@ -106,7 +113,9 @@ def test_a_finished_run_has_nothing_to_do(reference: tuple[list[str], str, Path]
     assert "finished" in told[0] and "model.path=" in told[-1]
 
 
-def test_changed_keys_and_data_are_refused_by_name(ftune: Callable[..., Ran], corpus: Callable[..., Any], tmp_path: Path) -> None:
+def test_changed_keys_and_data_are_refused_by_name(
+    start: Start, ftune: Callable[..., Ran], corpus: Callable[..., Any], tmp_path: Path
+) -> None:
     files = corpus(train=80)
     keys = [*files.keys, *OPTIONS]
     run = tmp_path / "changed"

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from forked import Forks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ran import ROOT, Ran
@@ -502,12 +503,11 @@ SMALL += ["train.eval_every=4", "train.save_every=3", "device=cpu", "device.thre
     ],
     ids=["chat", "text"],
 )
-def test_a_stopped_run_resumes_exactly(keys: list[str], ftune_inside: Callable[..., Ran], tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_exactly(keys: list[str], ftune_inside: Callable[..., Ran], forks: Forks, tmp_path: Path) -> None:
     whole = ftune_inside("train", *keys, *SMALL, "run.dir=whole", cwd=tmp_path).ok().run
     part = tmp_path / "part"
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "finetune_cli", "train", *keys, *SMALL, f"run.dir={part}"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = forks.start("train", *keys, *SMALL, f"run.dir={part}", cwd=tmp_path, **quiet)
     for _ in range(2400):
         if process.poll() is not None or (part / "metrics.jsonl").is_file() and (part / "metrics.jsonl").read_text().count("\n") >= 2:
             break

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked import Forks
 from ran import ROOT, Ran
 
 from finetune_cli.config.schema import DataConfig, ModelConfig
@@ -330,19 +329,16 @@ def test_the_pipeline_finds_the_same_names(columns_run: Path, ftune_inside: Ftun
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_to_the_same_end(forks: Forks, tmp_path: Path) -> None:
     keys = ["+exp=entities", *SMALL, "data.max_rows=64", "train.steps=24", "train.save_every=3", "train.eval_every=5", "train.log_every=1"]
-    command = partial(
-        subprocess.Popen, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    start = [sys.executable, "-m", "finetune_cli", "train"]
-    assert command([*start, *keys, "run.dir=whole"]).wait() == 0
-    stopped = command([*start, *keys, "run.dir=stopped"])
+    start = partial(forks.start, "train", cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert start(*keys, "run.dir=whole").wait() == 0
+    stopped = start(*keys, "run.dir=stopped")
     log = tmp_path / "stopped/metrics.jsonl"
     while stopped.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 6):
         time.sleep(0.02)
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait() in (0, 75)
-    assert command([*start, "resume=stopped"]).wait() == 0
+    assert start("resume=stopped").wait() == 0
     for name in ("metrics.jsonl", "model/model.safetensors", "checkpoints/last/state.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes(), name
