@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from finetune_cli.config.schema import TaskConfig, option
 from finetune_cli.errors import UserError
+from finetune_cli.tasks.figures import figure
 from finetune_cli.tasks.labelling.decisions import Decisions, chosen, settled
 
 if TYPE_CHECKING:
@@ -208,12 +209,12 @@ class LabelSet:
         found: list[tuple[str | None, float, bool | None]] = []
         for i, label in enumerate(answers.labels.tolist()):
             withheld = None if answers.given is None else not answers.given[i]
-            found.append((None if withheld else self.names[label], round(float(p[i, label]), 6), withheld))
+            found.append((None if withheld else self.names[label], figure(p[i, label]), withheld))
         return found
 
     def named(self, p: np.ndarray) -> dict[str, float]:
         """Probabilities of one row by label."""
-        return {name: round(float(value), 6) for name, value in zip(self.names, p, strict=True)}
+        return {name: figure(value) for name, value in zip(self.names, p, strict=True)}
 
     def told(self, options: LabelOptions) -> list[tuple[str, str]]:
         """The facts in words."""
