@@ -374,7 +374,7 @@ class PredictConfig:
     input: Any = option(None, path=True, form="rows")
     """File, directory, glob or list to label; ``-`` or nothing with a pipe: standard input."""
     output: str | None = option(None, path=True)
-    """File to write; null: standard output."""
+    """File to write, JSON Lines by any name; ``.gz`` and ``.zst`` pack it, names of other formats are refused. null: standard output."""
     format: DataFormat = DataFormat.auto
     """Format of the input; auto goes by name, on standard input by the first character."""
     keep: list[str] = option([])
