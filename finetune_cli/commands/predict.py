@@ -58,7 +58,9 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
 
 def _refuse_other_forms(output: str | None) -> None:
     """Raise UserError where the output's name promises something else than JSON Lines."""
-    known = SUFFIXES.get(suffix_of(output)) if output else None
+    if output is None:
+        return
+    known = SUFFIXES.get(suffix_of(output))
     if known not in (None, DataFormat.jsonl, DataFormat.text):
         raise UserError(
             f"answers are written as JSON Lines, and the name says {known.value}",
