@@ -198,7 +198,7 @@ def _report(
             run.report_dir,
             report.Report(
                 title=run.path.name,
-                run=str(run.path),
+                run="RUN",  # a run can be moved
                 summary=summary,
                 scores={name: s.score for name, s in scored.items()},
                 baselines=baselines,

@@ -219,11 +219,17 @@ class LabelSet:
     def told(self, options: LabelOptions) -> list[tuple[str, str]]:
         """The facts in words."""
         kind = "any number a row" if self.multi else "one a row"
-        told = [("labels", f"{', '.join(f'{i} {name}' for i, name in enumerate(self.names[:40]))} ({len(self)}, {kind})")]
+        named = [f"{i} = {name!r}" if _is_number(name) else f"{i} {name}" for i, name in enumerate(self.names[:40])]
+        told = [("labels", f"{', '.join(named)} ({len(self)}, {kind})")]
         if self.weights:
             told.append(("class weights", ", ".join(f"{name} {w:.3g}" for name, w in zip(self.names, self.weights, strict=True))))
         deciding = () if not self.thresholded else self.names if self.multi else self.names[1:]
         return told + self.decisions.told(deciding, self.thresholds(options), options)
+
+
+def _is_number(name: str) -> bool:
+    """Whether a label reads like its own number."""
+    return natural(name)[0] == 0
 
 
 def refuse_unsettled(sets: Collection[LabelSet], options: LabelOptions) -> None:
