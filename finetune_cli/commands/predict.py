@@ -40,10 +40,14 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
         with sink(config.output, source) as out:
             format = DataFormat.text if opened.data.parallel else opened.data.format  # parallel files are text, whatever their names
             unlabelled = replace(opened.data, pattern=None, parallel=None, format=format)
-            for rows in stream(source, unlabelled, format=config.format, offline=config.offline, say=console.say):
-                stop.check()
-                cut += _window(opened, rows, done, config.keep, out, stop, remarks)
-                done += len(rows)
+            try:
+                for rows in stream(source, unlabelled, format=config.format, offline=config.offline, say=console.say):
+                    stop.check()
+                    cut += _window(opened, rows, done, config.keep, out, stop, remarks)
+                    done += len(rows)
+            except UserError as error:
+                left = "nothing is written" if config.output or not done else f"the {done:,} rows before are written"
+                raise UserError(f"{error.what}; {left}", where=error.where, fix=error.fix) from error
         seconds = time.perf_counter() - started
         console.say(
             f"{done} rows in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} rows a second"
