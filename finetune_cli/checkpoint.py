@@ -8,11 +8,12 @@ state.json state.safetensors               counters (floats in hex: exact) and o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,10 +88,13 @@ class Knowledge:
     seed: int
     plan: dict[str, Any]
     """The run's plan for device and batches, so that eval computes what train computed."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """Of ``model/``: sha256 of each file of weights. A checkpoint has a manifest instead."""
 
     def to_json(self) -> bytes:
         """JSON for ``task.json``."""
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode()
+        told = {name: value for name, value in asdict(self).items() if name != "weights" or value}
+        return json.dumps(told, ensure_ascii=False, indent=1).encode()
 
     @classmethod
     def read(cls, directory: Path) -> Knowledge | None:
@@ -102,6 +106,29 @@ class Knowledge:
             return cls(**json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise UserError(f"{TASK_FILE} cannot be read: {error}", where=str(file), fix="name another checkpoint") from error
+
+
+def verify_weights(directory: Path) -> None:
+    """Raise UserError where an exported model's weights are not those that ftune wrote; other folders pass."""
+    try:
+        written = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))["weights"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    for name, expected in written:
+        try:
+            fault = "" if sha256(directory / str(name)) == expected else f"{name} does not match its sha256 (corrupt)"
+        except OSError as error:
+            fault = f"{name} cannot be read: {error.strerror}"
+        if fault:
+            raise UserError(
+                f"the model is damaged: {fault}", where=str(directory), fix="name the run or a checkpoint in it, or copy it again"
+            )
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_model(directory: Path, task: Task[Any], *, offline: bool = True, device: str = "cpu") -> tuple[nn.Module, Adapter | None]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import threading
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self, TextIO
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SECONDS_BETWEEN_LINES = 5.0
+FEW_ROWS = 4
+"""A table of so many rows is turned on its side where it is too wide."""
+WIDE = 100
+"""Columns of a terminal from which the bar is drawn long."""
 
 _BIDI = [0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _STEERING: dict[int, str | None] = {
@@ -68,6 +74,54 @@ def layout(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]])
     return "\n".join([plain(title), *text] if title else text)
 
 
+def narrow(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """A table as lines for a screen that it is too wide for: turned on its side where that fits, else a block for each row.
+
+    Text is broken at spaces, values never; one that is longer than the screen runs over its edge.
+    """
+    if not any(headers):
+        return [line for row in rows for line in _hanging(row[0], "  ".join(row[1:]), max(len(r[0]) for r in rows), width)]
+    count = max(map(len, [headers, *rows]))
+    full = [[*row, *[""] * (count - len(row))] for row in (list(headers), *map(list, rows))]
+    first = max(map(_width, full[0]))
+    room = (width - 2 - first) // max(len(rows), 1) - 2
+    if max((_width(word) for row in full[1:] for value in row for word in value.split()), default=0) <= room:
+        columns = [
+            [textwrap.wrap(value, room, break_long_words=False, break_on_hyphens=False) or [""] for value in row] for row in full[1:]
+        ]
+        widths = [max(_width(part) for parts in column for part in parts) for column in columns]
+        right = [_is_numeric(row[i] for row in full[1:]) for i in range(count)]
+        lines = []
+        for i, header in enumerate(full[0]):
+            for n in range(max((len(column[i]) for column in columns), default=1)):
+                parts = [column[i][n] if n < len(column[i]) else "" for column in columns]
+                told = map(_pad, parts, widths, [right[i]] * len(parts))
+                lines.append(("  " + "  ".join([_pad(header if not n else "", first, False), *told])).rstrip())
+        return lines
+    lines = []
+    for number, row in enumerate(full[1:]):
+        lines += [""] * bool(number)
+        lines += [line for header, value in zip(full[0], row, strict=True) for line in _hanging(header, value, first, width)]
+    return lines
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines broken at spaces; a word that is longer than the screen, such as a path, stays whole."""
+    found = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip(" ")))
+        broken = textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        found += broken if _width(line) > width else [line]
+    return found
+
+
+def _hanging(name: str, text: str, indent: int, width: int) -> list[str]:
+    """A name and its text, broken at spaces, each further line under the first."""
+    room = max(width - indent - 4, 20)
+    parts = _wrapped(text, room)
+    return [("  " + _pad(name if not n else "", indent, False) + "  " + part).rstrip() for n, part in enumerate(parts)]
+
+
 def cell(value: object) -> str:
     """A table cell on one line: floats with four digits, counts with thousands marks, nothing as a dash."""
     if value is None:
@@ -110,7 +164,8 @@ def duration(seconds: float) -> str:
 class Progress:
     """Progress of training: a live bar on a terminal, else a line at once and then every few seconds.
 
-    A value that is not given keeps its last reading, so a step that reads nothing from the device can still be counted.
+    A value that is not given keeps its last reading, so a step that reads nothing from the device can still be counted; a line says
+    which step a reading is of, where it is not the line's own.
     """
 
     def __init__(self, total_steps: int, *, start: int = 0) -> None:
@@ -119,6 +174,7 @@ class Progress:
         self._began = time.monotonic()
         self._last_line = float("-inf")
         self._said = ""
+        self._doing, self._read_at = "training", start
         self._bar: Any = None
 
     def __enter__(self) -> Self:
@@ -149,17 +205,20 @@ class Progress:
     ) -> None:
         """``step`` optimizer steps are done."""
         self.step = step
-        given = {"epoch": epoch, "loss": loss, "lr": lr, "samples/s": samples_per_second, "tokens/s": tokens_per_second, "MB": memory_mb}
-        self.facts |= {name: _reading(name, value) for name, value in given.items() if value is not None}
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, facts="  ".join(filter(None, self.facts.values())))
+        self.facts["epoch"] = "" if epoch is None else _reading("epoch", epoch)
+        given = {"loss": loss, "lr": lr, "samples/s": samples_per_second, "tokens/s": tokens_per_second, "MB": memory_mb}
+        readings = {name: _reading(name, value) for name, value in given.items() if value is not None}
+        self.facts |= readings
+        self._read_at = step if readings else self._read_at
+        self._draw()
         if self.is_due():
             self._line()
 
     def phase(self, text: str) -> None:
         """What is being done while no step is made (scoring, saving); empty: training again."""
+        self._doing = text or "training"
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=text or "training")
+            self._draw()
         elif text and self.is_due():
             self._last_line = time.monotonic()
             _screen.show(text)
@@ -168,8 +227,24 @@ class Progress:
         """Whether the last plain line is some seconds old."""
         return time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
 
+    def _draw(self) -> None:
+        """What the bar shows, as many of the readings as the terminal has room for."""
+        if self._bar is None:
+            return
+        width = self._bar.console.width
+        room = width - len(self._doing) - _bar_width(width) - 2 * len(str(self.total)) - 12
+        told = ""
+        for fact in filter(None, self.facts.values()):
+            if len(told) + len(fact) + 2 > room:
+                break
+            told += f"  {fact}" if told else fact
+        self._bar.update(self._bar.task_ids[0], description=self._doing, completed=self.step, facts=told)
+
     def _told(self) -> str:
-        return "  ".join([f"step {self.step}/{self.total}", *filter(None, self.facts.values())])
+        epoch, *readings = (text for text in self.facts.values())
+        known = "  ".join(filter(None, readings))
+        stale = known and self._read_at != self.step
+        return "  ".join(filter(None, [f"step {self.step}/{self.total}", epoch, f"(step {self._read_at}: {known})" if stale else known]))
 
     def _line(self) -> None:
         self._last_line, self._said = time.monotonic(), self._told()
@@ -190,17 +265,21 @@ def _live_bar(total: int, start: int) -> Any:
     from rich.progress import Progress as RichProgress
     from rich.table import Column
 
+    console = _rich_console()
     columns = [
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=16),
+        BarColumn(bar_width=_bar_width(console.width)),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         TextColumn("{task.fields[facts]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
     ]
-    console = _rich_console()
     bar = RichProgress(*columns, console=console, redirect_stdout=False, redirect_stderr=True, refresh_per_second=4, expand=True)
     bar.add_task("training", total=total, completed=start, facts="")
     return bar
+
+
+def _bar_width(columns: int) -> int:
+    return 16 if columns >= WIDE else 8
 
 
 def _is_terminal() -> bool:
@@ -222,6 +301,14 @@ def _pad(text: str, width: int, right: bool) -> str:
 def _is_numeric(cells: Iterator[str]) -> bool:
     seen = [c for c in cells if c not in ("", "-")]
     return bool(seen) and all(c[0].isdigit() or c[0] in "+-.≥<>±" and len(c) > 1 for c in seen)
+
+
+def _too_narrow(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether a drawn table would be hard to read: it has no header or few rows, or words that do not fit."""
+    if not any(headers) or len(rows) <= FEW_ROWS:
+        return True
+    columns = zip_longest(headers, *rows, fillvalue="")
+    return sum(max(map(_width, " ".join(column).split()), default=0) + 2 for column in columns) > width
 
 
 class _Quiet:
@@ -281,7 +368,8 @@ class _Screen:
                 return
             from rich.text import Text
 
-            (self.live or _rich_console()).print(Text(text, style=style), soft_wrap=True)
+            console = self.live or _rich_console()
+            console.print(Text("\n".join(_wrapped(text, console.width)), style=style), soft_wrap=True)
 
     def show_table(self, title: str, headers: list[str], rows: list[list[str]]) -> None:
         if self.live is None and not _is_terminal():
@@ -292,13 +380,20 @@ class _Screen:
         from rich.text import Text
 
         with self.lock:
-            self._write_log(layout(title, headers, rows))
+            plainly = layout(title, headers, rows)
+            self._write_log(plainly)
+            console = self.live or _rich_console()
+            if max(map(_width, plainly.splitlines()), default=0) > console.width and _too_narrow(headers, rows, console.width):
+                console.print(
+                    Text(title, style="bold"), *[Text(line) for line in narrow(headers, rows, console.width)], sep="\n", soft_wrap=True
+                )
+                return
             drawn = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_header=any(headers))
             for i, header in enumerate(headers):
                 drawn.add_column(Text(header), justify="right" if _is_numeric(r[i] for r in rows if i < len(r)) else "left")
             for row in rows:
                 drawn.add_row(*map(Text, row))
-            (self.live or _rich_console()).print(drawn)
+            console.print(drawn)
 
     def show_marked(self, title: str, pieces: list[tuple[str, bool]]) -> None:
         told = title + "\n" + "".join(f"⟦{text}⟧" if mark else text for text, mark in pieces)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ran import Ran
 
 from finetune_cli.cli import jobs
 from finetune_cli.config import SCHEMAS, TrainConfig, saved
@@ -282,3 +283,20 @@ def test_which_values_are_paths(tmp_path: Path) -> None:
     assert absolute(table["run.root"], "runs", tmp_path) == str(tmp_path / "runs")
     assert absolute(table["data.validation"], 0.1, tmp_path) == 0.1
     assert absolute(table["data.text"], "a.csv", tmp_path) == "a.csv"
+
+
+@pytest.mark.parametrize(
+    ("argument", "what", "where", "fix"),
+    [
+        ("expect.accuracy=about 0.5", "expect.accuracy is 'about 0.5'", "expect.accuracy=about 0.5", "'>=0.8'"),
+        ("train.steps=2.5", "train.steps is 2.5", "train.steps=2.5", "an integer"),
+        ("task.threshold=2", "task.threshold is 2", "task.threshold=2", "above 0 and below 1"),
+        ("model.shape.layerz=2", "model.shape.layerz is 2", "model.shape.layerz=2", "model.shape.layers?"),
+        ("~optimizer.lr", "always has a value", "~optimizer.lr", "optimizer.lr=VALUE"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_own_key(
+    argument: str, what: str, where: str, fix: str, ftune_inside: Callable[..., Ran], tmp_path: Path
+) -> None:
+    told = ftune_inside("train", "data.train=x.csv", "model=tiny", argument).fails()
+    assert what in told[0] and where in told[1] and fix in told[2]

@@ -141,3 +141,61 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, 65536)
     except OSError:  # the other end of a pseudo-terminal is closed
         return b""
+
+
+HEADERS = ["split", "rows", "labels", "tokens", "unknown tokens", "leaked"]
+ROWS = [
+    ["train", "1,476", "negative 492, neutral 492", "37,656", "0.0%", "-"],
+    ["test", "432", "negative 144, neutral 144", "11,813", "0.0%", "0"],
+]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("count", [2, 20])
+def test_a_table_on_a_narrow_terminal_cuts_no_value(width: int, count: int) -> None:
+    rows = [ROWS[i % 2] for i in range(count)]
+    lines = console.narrow(HEADERS, rows, width)
+    assert max(map(len, lines)) <= width
+    words = " ".join(lines).split()
+    for value in [*HEADERS, *(value for row in rows for value in row)]:
+        assert all(word in words for word in value.split()), value
+
+
+def test_a_table_without_header_keeps_paths_whole() -> None:
+    path = "/a/path/longer/than/the/terminal/is/wide"
+    lines = console.narrow(["", ""], [["run", path], ["batch", "16 rows an update, at most 768 tokens"]], 36)
+    assert any(line.endswith(path) for line in lines)
+    assert lines[-2:] == ["  batch  16 rows an update, at most", "         768 tokens"]
+
+
+def test_a_reading_says_which_step_it_is_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    with console.Progress(188) as bar:
+        bar.update(93, 1.0, loss=0.5)
+        clock[0] = 9.0
+        bar.update(98, 98 / 93)
+        bar.update(188, 2.02, loss=0.4)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("step 93/188  epoch 1.00  loss 0.5000")
+    assert lines[1].startswith("step 98/188  epoch 1.05  (step 93: loss 0.5000)")
+    assert lines[2] == "step 188/188  epoch 2.02  loss 0.4000"
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
+@pytest.mark.parametrize("columns", [80, 160])
+def test_a_terminal_of_any_width_shows_whole_words(columns: int) -> None:
+    master, slave = os.openpty()
+    code = (
+        f"import os\nos.environ['COLUMNS'] = '{columns}'\nfrom finetune_cli import console\nconsole.say('stratified by label ' * 9)\n"
+        "with console.Progress(186) as bar:\n    bar.update(7, 0.1, 1.05, 2e-4, 261, 6718, 700)\n"
+    )
+    _child(code, slave)
+    os.close(slave)
+    seen = b""
+    while chunk := _read(master):
+        seen += chunk
+    os.close(master)
+    text = seen.decode().replace("\r", "")
+    assert text.count("stratified by label") + text.count("stratified\nby label") + text.count("stratified by\nlabel") == 9
+    assert "…" not in text and "loss 1.0500" in text and ("700 MB" in text.split("step 7")[0]) == (columns == 160)

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from finetune_cli.report import Report, document, model_card, page, write
-from finetune_cli.report.content import best_step, learning_curves, standings, verdict
+from finetune_cli.report.content import best_step, decimals, learning_curves, standings, verdict
 from finetune_cli.report.markdown import fenced, words
 from finetune_cli.report.plots import curve, reliability, scatter, thinned
 from finetune_cli.report.wording import cell, clean, cut
@@ -428,3 +428,23 @@ def test_a_model_without_pipeline_or_scores_has_a_card() -> None:
         versions={},
     )
     assert "pipeline_tag" not in text and "AutoModelForSequenceClassification.from_pretrained" in text and "not scored" in text
+
+
+def test_what_next_survives_a_move() -> None:
+    report = Report(title="t", run="RUN", summary=[], scores={})
+    assert [command for _, command in report.commands] == ["ftune eval RUN data.test=FILE", "ftune predict RUN input=FILE"]
+    assert all("RUN being the directory" in why for why, _ in report.commands)
+    model = Report(title="t", run="/my models/a", summary=[], scores={})
+    assert model.commands[0][1] == "ftune eval '/my models/a' data.test=FILE"
+
+
+def test_lines_that_lie_on_each_other_are_drawn_once() -> None:
+    names = ("validation/accuracy", "validation/f1_micro")
+    history = [{"step": s, **dict.fromkeys(names, 0.5 + s / 9), "validation/mcc": s / 9} for s in (1, 2)]
+    report = Report(title="t", run="RUN", summary=[], scores={}, history=history, monitor="accuracy")
+    (drawn,) = [plot for plot in learning_curves(report) if plot.title == "Validation metrics"]
+    assert [series.name for series in drawn.series] == ["accuracy", "mcc"]
+
+
+def test_rounding_is_zero() -> None:
+    assert decimals(4e-17) == decimals(-4e-17) == decimals(0.0) == "0.0000" and decimals(3e-8) == "3.00e-08"

@@ -14,7 +14,11 @@ from typing import Any
 
 import pytest
 from forked import Forks
-from ran import Ran, labelled_rows, write_rows
+from ran import ROOT, Ran, labelled_rows, write_rows
+
+from finetune_cli.engine import finish
+from finetune_cli.engine.signals import StopFlag
+from finetune_cli.errors import Interrupted
 
 OPTIONS = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.epochs=3", "train.batch_size=8", "train.save_every=2"]
 OPTIONS += ["train.eval_every=3", "train.log_every=1", "device.threads=1", "device=cpu"]
@@ -85,6 +89,66 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same(
     resumed = ftune("train", f"resume={run}", fresh=name == "SIGTERM").ok()  # an interpreter with other hashes, too
     assert resumed.run == run and "resuming from step" in resumed.err
     assert digest(run) == expected
+
+
+@pytest.mark.parametrize(("name", "code", "part"), [("SIGTERM", 75, "_baselines"), ("SIGINT", 130, "_report"), ("SIGINT", 130, "_card")])
+def test_a_signal_after_training_is_obeyed_and_the_report_made_by_resume(
+    name: str,
+    code: int,
+    part: str,
+    reference: tuple[list[str], str, Path],
+    ftune_inside: Callable[..., Ran],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys, expected, whole = reference
+    run = tmp_path / "my run"
+    real = getattr(finish, part)
+
+    def signalled(*args: Any) -> Any:
+        os.kill(os.getpid(), getattr(signal, name))
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, part, signalled)
+        stopped = ftune_inside("train", *keys, f"run.dir={run}")
+    assert stopped.code == code and stopped.out == f"{run}\n"
+    assert f"{name}: stopping" in stopped.err and "second one stops at once" in stopped.err
+    assert f"fix: go on with: ftune train 'resume={run}'" in stopped.err and "its report is not" in stopped.err
+    assert json.loads((run / "status.json").read_text())["exit_code"] == code
+    resumed = ftune_inside("train", f"resume={run}").ok()
+    assert digest(run) == expected and (run / "report/index.html").is_file() and "step 30/30" not in resumed.err
+    assert (run / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
+    assert not [path.name for path in run.rglob(".tmp-*")]
+
+
+@pytest.mark.parametrize(
+    ("signals", "trained", "code"),
+    [("SIGINT SIGINT", False, 130), ("SIGTERM SIGTERM", True, 75), ("SIGTERM SIGINT", True, 130), ("SIGTERM SIGTERM", False, 3)],
+)
+def test_a_second_signal_stops_at_once(signals: str, trained: bool, code: int) -> None:
+    """But while training is not saved, only a second Ctrl-C does."""
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom finetune_cli.engine.signals import stoppable\n"
+        f"with stoppable() as stop:\n    stop.began(Path('/a b'))\n    {'stop.trained()' if trained else 'pass'}\n"
+        f"    for name in {signals.split()}: os.kill(os.getpid(), getattr(signal, name))\n    sys.exit(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
+    assert done.returncode == code
+    assert done.stdout == (b"" if code == 3 else b"/a b\n") and done.stderr.count(b"\n") == 1
+
+
+def test_what_to_do_after_a_stop() -> None:
+    """Where there is no run to go on with, the same command again."""
+    flag = StopFlag()
+    flag.name = "SIGINT"
+    with pytest.raises(Interrupted) as caught:
+        flag.check()
+    assert caught.value.fix == "run the same command again"
+    flag.began(Path("/runs/a"))
+    with pytest.raises(Interrupted) as caught:
+        flag.check()
+    assert caught.value.fix == "go on with: ftune train resume=/runs/a"
 
 
 def test_killed_again_and_again_it_still_ends_the_same(reference: tuple[list[str], str, Path], start: Start, tmp_path: Path) -> None:

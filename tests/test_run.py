@@ -19,7 +19,7 @@ import pytest
 
 from finetune_cli.config.schema import RunConfig
 from finetune_cli.errors import FtuneError, MachineError, UserError
-from finetune_cli.run import Found, Run, find, looks_like_path, new_evaluation_dir
+from finetune_cli.run import Found, Run, find, looks_like_path, near_run, new_evaluation_dir
 from finetune_cli.storage import FileSystem
 
 NOW = datetime(2026, 11, 22, 3, 31)
@@ -539,3 +539,10 @@ def test_no_heavy_import() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": _package()}
     )
     assert out.stdout.strip() == "[]"
+
+
+def test_a_bare_name_that_may_be_a_run_is_offered() -> None:
+    run = begun("sentiment-minilm")
+    for typed in ("sentiment-minilm", "sentiment", "sentimant-minilm", run.path.name[:-1]):
+        assert near_run(typed, root="runs") == Path("runs") / run.path.name, typed
+    assert near_run("bert-base-cased", root="runs") is None and near_run("x", root="nowhere") is None

@@ -54,7 +54,7 @@ def run(config: EvalConfig, invocation: Invocation) -> float | None:
             directory,
             report.Report(
                 title=f"{directory.name} of {home.name if home else opened.found.weights}",
-                run=str(home or opened.found.weights),
+                run="RUN" if home else str(opened.found.weights),
                 summary=[("task", opened.task.name), *opened.task.told_facts(), ("rows", f"{len(rows)} of {', '.join(rows.files)}")],
                 scores={split: scored.score},
                 baselines={},

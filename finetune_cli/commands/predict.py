@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import sys
 import time
@@ -10,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from finetune_cli import console
 from finetune_cli.config import Invocation, PredictConfig
 from finetune_cli.config.schema import DataFormat
 from finetune_cli.data import Rows, stream, texts
-from finetune_cli.data.sources import File, resolve
+from finetune_cli.data.sources import SUFFIXES, File, resolve, suffix_of
 from finetune_cli.encoded import join
 from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.engine.opened import Opened, open_model
@@ -28,19 +30,24 @@ from finetune_cli.errors import MachineError, UserError
 def run(config: PredictConfig, invocation: Invocation) -> float | None:
     """Read, label, write window after window; each window is flushed before the next is read."""
     with stoppable() as stop:
+        _refuse_other_forms(config.output)
         source = _source(config)
         opened = open_model(
             config.ckpt, root=config.run.root, task=config.task, data=config.data, where=config.device, offline=config.offline
         )
         started, done, cut = time.perf_counter(), 0, 0
         remarks: Counter[str] = Counter()
-        with _sink(config, source) as out:
+        with sink(config.output, source) as out:
             format = DataFormat.text if opened.data.parallel else opened.data.format  # parallel files are text, whatever their names
             unlabelled = replace(opened.data, pattern=None, parallel=None, format=format)
-            for rows in stream(source, unlabelled, format=config.format, offline=config.offline, say=console.say):
-                stop.check()
-                cut += _window(opened, rows, done, config.keep, out, stop, remarks)
-                done += len(rows)
+            try:
+                for rows in stream(source, unlabelled, format=config.format, offline=config.offline, say=console.say):
+                    stop.check()
+                    cut += _window(opened, rows, done, config.keep, out, stop, remarks)
+                    done += len(rows)
+            except UserError as error:
+                left = "nothing is written" if config.output or not done else f"the {done:,} rows before are written"
+                raise UserError(f"{error.what}; {left}", where=error.where, fix=error.fix) from error
         seconds = time.perf_counter() - started
         console.say(
             f"{done} rows in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} rows a second"
@@ -51,6 +58,19 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
         for told, number in remarks.items():
             console.warn(f"{number} of {done} rows {told}")
         return None
+
+
+def _refuse_other_forms(output: str | None) -> None:
+    """Raise UserError where the output's name promises something else than JSON Lines."""
+    if output is None:
+        return
+    known = SUFFIXES.get(suffix_of(output))
+    if known not in (None, DataFormat.jsonl, DataFormat.text):
+        raise UserError(
+            f"answers are written as JSON Lines, and the name says {known.value}",
+            where=f"output={output}",
+            fix=f"output={Path(output).name.partition('.')[0]}.jsonl, packed with .jsonl.gz or .jsonl.zst",
+        )
 
 
 def _source(config: PredictConfig) -> Any:
@@ -91,12 +111,12 @@ def _window(opened: Opened, rows: Rows, done: int, keep: list[str], out: BinaryI
 
 
 @contextmanager
-def _sink(config: PredictConfig, source: Any) -> Iterator[BinaryIO]:
+def sink(output: str | None, source: Any) -> Iterator[BinaryIO]:
     """Standard output, or a file that appears whole under its name when everything is written."""
-    if config.output is None:
+    if output is None:
         yield sys.stdout.buffer
         return
-    target = Path(config.output).expanduser()
+    target = Path(output).expanduser()
     places = [] if hasattr(source, "read") else resolve(source, key="input", split="test")
     if target.exists() and any(isinstance(place, File) and os.path.samefile(target, place.path) for place in places):
         raise UserError("output would overwrite the input", where="output", fix="choose another file")
@@ -109,10 +129,40 @@ def _sink(config: PredictConfig, source: Any) -> Iterator[BinaryIO]:
         raise UserError(f"cannot write there: {error.strerror}", where=f"output={target}", fix="choose another file") from error
     try:
         with file:
-            yield file
+            with _packed(file, target.name.lower()) as out:
+                yield out
+            file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, target)
     except OSError as error:
         raise MachineError(f"writing {target} failed: {error.strerror}", where="output", fix="free space, or another disk") from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def _packed(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
+    """The file itself, or what packs into it, by the ending of its name."""
+    if name.endswith(".gz"):
+        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as out:
+            yield cast(BinaryIO, out)
+    elif name.endswith(".zst"):
+        import pyarrow as pa
+
+        with pa.CompressedOutputStream(pa.PythonFile(_KeptOpen(file), "w"), "zstd") as packed:
+            yield packed
+    else:
+        yield file
+
+
+class _KeptOpen(io.RawIOBase):
+    """A file that what writes into it cannot close: it is synced afterwards."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return self.file.write(data)

@@ -39,6 +39,8 @@ def run(config: TrainConfig, invocation: Invocation) -> float | None:
             console.say(f"nothing to do: the run is finished (resume={resumed.run.path})")
             print(resumed.run.path, flush=True)
             return None
+        if resumed is not None:
+            stop.began(resumed.run.path)
         directory = resumed.run if resumed else Run.create(config.run, name=_name(config, invocation), keep=config.train.keep)
         console.attach(directory.log_path)
         try:
@@ -57,6 +59,7 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         trainer = _trainer(config, invocation, prepared, directory, resumed, stop)
         began = True
         fit(trainer)
+        stop.trained()
         value = finish(trainer, config, prepared.splits, prepared.table, prepared.data, prepared.expectations, prepared.ledger)
         _close(directory, "done", trainer.state.step, Exit.DONE)
         directory.link_latest()
@@ -71,6 +74,8 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         if error.code == Exit.EXPECTATION:
             directory.link_latest()
         began = True
+        if isinstance(error, Stopped) and stop.all_saved:
+            console.warn("the training is done, its report is not: resume makes it")
         raise
     except BaseException:
         began = True
@@ -78,6 +83,7 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         _close(directory, "failed", trainer.state.step if trainer else 0, Exit.BUG)
         raise
     finally:
+        stop.said()
         if began:
             print(directory.path, flush=True)
 
@@ -165,6 +171,7 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
         _begin(directory, invocation, _manifest(config, p, plans, model, adapter), model)
     if adapter and p.source is None and not start:
         _keep_base(directory, model, p.tokenizer)
+    stop.began(directory.path)
     directory.write_command(["ftune", *invocation.typed])
     directory.set_status("running", step=state["step"] if state else 0)
     trainer = Trainer(

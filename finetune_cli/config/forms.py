@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import typing
@@ -17,6 +18,14 @@ from finetune_cli.config.options import Option
 SHAPE = ("layers", "hidden", "heads", "intermediate", "vocabulary", "positions")
 """Keys of ``model.shape``."""
 _EXPECTATION = re.compile(r"\s*(>=|<=|>|<)\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
+
+
+class PartError(ValueError):
+    """What is wrong with one value of several by name: its name, what stands there, what was expected, how to mend it."""
+
+    def __init__(self, name: str, found: Any, expected: str, fix: str) -> None:
+        super().__init__(expected)
+        self.name, self.found, self.fix = name, found, fix
 
 
 def convert(value: Any, option: Option) -> Any:
@@ -168,14 +177,17 @@ def _threshold(value: Any) -> float | str:
 def _expectations(value: dict[str, Any]) -> dict[str, Any]:
     for metric, text in value.items():
         if not isinstance(text, str) or not _EXPECTATION.fullmatch(text):
-            raise ValueError(f"a comparison, such as expect.{metric}='>=0.8'")
+            fix = f"expect.{metric}='>=0.8', or with <=, > or < and a number"
+            raise PartError(metric, text, "a comparison with a number", fix)
     return value
 
 
 def _shape(value: dict[str, int]) -> dict[str, int]:
     unknown = [key for key in value if key not in SHAPE]
     if unknown:
-        raise ValueError(f"the keys {', '.join(SHAPE)} (found {', '.join(unknown)})")
+        close = difflib.get_close_matches(unknown[0], SHAPE, 1)
+        fix = f"did you mean model.shape.{close[0]}?" if close else f"name one of {', '.join(SHAPE)}"
+        raise PartError(unknown[0], value[unknown[0]], f"one of the keys {', '.join(SHAPE)}", fix)
     if any(number < 1 for number in value.values()):
         raise ValueError("numbers of at least 1")
     return value

@@ -196,12 +196,16 @@ def _not_a_setting(argument: str, words: Vocabulary) -> Problem:
 
 def _override(argument: str, left: str, value: str, words: Vocabulary, line: CommandLine) -> None:
     """Append one setting, quoted as Hydra needs it."""
-    sign = re.match(r"\+*|~", left)[0]  # type: ignore[index]  # the pattern matches the empty text
+    sign = re.match(r"~|\+*", left)[0]  # type: ignore[index]  # the pattern matches the empty text
     key = left[len(sign) :]
     text = f"{left}={value}"
     problem = _refused(key, value, words)
     if problem:
         line.problems.append(problem)
+        return
+    if sign == "~" and key in words.options and key not in words.groups:
+        what, fix = f"{key} is an option and always has a value; ~ takes groups away", f"leave it out for its default, or set {key}=VALUE"
+        line.problems.append(Problem(what, f"command line: {argument}", fix))
         return
     if sign == "~":
         override = argument

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from finetune_cli.config.forms import convert
+from finetune_cli.config.forms import PartError, convert
 from finetune_cli.config.options import Option, Tasks, build, near, options, options_of, sections
 from finetune_cli.config.schema import SCHEMAS, TaskConfig, TrainConfig, applies, condition_parts, out_of_range
 from finetune_cli.errors import UserError
@@ -72,8 +72,12 @@ def judge(
             continue
         try:
             judged[key] = convert(value, table[key])
+        except PartError as error:
+            part = f"{key}.{error.name}"
+            problems.append(Problem(f"{part} is {shown(error.found)}; expected {error}", where(part), error.fix))
+            continue
         except ValueError as error:
-            problems.append(Problem(f"{key} is {shown(value)}; expected {error}", where(key), _example(table[key])))
+            problems.append(Problem(f"{key} is {shown(value)}; expected {error}", where(key), _example(table[key], str(error))))
             continue
         expected = out_of_range(judged[key], table[key].metadata)
         if expected:
@@ -251,6 +255,6 @@ def _unknown_allowed(values: Mapping[str, Any], table: Mapping[str, Option], whe
     return problems
 
 
-def _example(option: Option) -> str:
+def _example(option: Option, expected: str) -> str:
     default = shown(option.default).strip("'")
-    return f"for example {option.key}={default}" if option.default not in (None, "???", {}, []) else f"mend {option.key}"
+    return f"for example {option.key}={default}" if option.default not in (None, "???", {}, []) else f"set {option.key} to {expected}"

@@ -372,9 +372,9 @@ class PredictConfig:
     ckpt: Any = option("???", path=True, form="checkpoint")
     """A run, a checkpoint in one, a Hugging Face model directory, or ``latest``."""
     input: Any = option(None, path=True, form="rows")
-    """File, directory, glob or list to label; ``-`` or nothing with a pipe: standard input."""
+    """File, directory, glob or list to label; ``-`` or nothing with a pipe: standard input. A field has at most 1,048,576 characters."""
     output: str | None = option(None, path=True)
-    """File to write; null: standard output."""
+    """File to write, JSON Lines by any name; ``.gz`` and ``.zst`` pack it, names of other formats are refused. null: standard output."""
     format: DataFormat = DataFormat.auto
     """Format of the input; auto goes by name, on standard input by the first character."""
     keep: list[str] = option([])

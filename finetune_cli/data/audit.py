@@ -89,7 +89,8 @@ def _told_labels(labels: dict[str, int] | None) -> str | None:
         return None
     if len(labels) <= 6:
         return ", ".join(f"{name} {number:,}" for name, number in labels.items())
-    return f"{len(labels)} labels, {min(labels.values()):,} to {max(labels.values()):,} rows each"
+    least, most = min(labels.values()), max(labels.values())
+    return f"{len(labels)} labels, {least:,} {f'to {most:,} ' if most > least else ''}rows each"
 
 
 def share(part: int, whole: int) -> float:

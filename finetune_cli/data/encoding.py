@@ -94,14 +94,19 @@ def read_some(stream: BinaryIO, size: int, name: str) -> bytes:
         raise unreadable(error, name) from None
 
 
-def found_encoding(head: bytes, name: str) -> tuple[str, int, str]:
-    """Encoding by the first bytes: (codec, bytes of the byte order mark, note). UTF-8 where nothing says otherwise."""
+def found_encoding(head: bytes, name: str, *, guess: bool = True) -> tuple[str, int, str]:
+    """Encoding by the first bytes: (codec, bytes of the byte order mark, note). UTF-8 where nothing says otherwise.
+
+    ``guess``: whether zeros may tell UTF-16 without a mark; the few bytes that a pipe begins with tell nothing.
+    """
     for mark, codec in BOMS:
         if head.startswith(mark):
             if codec == "utf-32":
                 raise UserError(f"{name} is UTF-32 (byte order mark)", where=f"{name}:1", fix="data.encoding=utf-32, or save it as UTF-8")
             note = "" if codec == "utf-8" else f"{name}: read as {codec.upper()} (byte order mark)"
             return codec, len(mark), note
+    if not guess:
+        return "utf-8", 0, ""
     sample = head[:4096]
     even, odd = sample[0::2].count(0), sample[1::2].count(0)
     half = max(1, len(sample) // 2)
@@ -165,7 +170,7 @@ class Text:
         self._failure: UserError | None = None
         first = self._first_bytes()
         if encoding is None:
-            self.encoding, skip, note = found_encoding(first, name)
+            self.encoding, skip, note = found_encoding(first, name, guess=not pipe)
             if note and notes is not None:
                 notes.append(note)
         else:

@@ -114,6 +114,8 @@ def _undecided(cells: list[str], wanted: list[str], where: str, second: Sequence
     near = [hit for name in wanted for hit in difflib.get_close_matches(name, cells, n=1, cutoff=0.6)]
     names = _proposed(cells, second, wanted)
     fix = f"No header? data.header=false data.columns=[{','.join(names)}]"
+    if len(cells) > 2:
+        fix += f", with your own names for the {len(cells)} fields; rows of other lengths: data.extra_fields=ignore"
     if near:
         fix = f"did you mean {near[0]!r}? {fix}"
     else:
@@ -122,7 +124,9 @@ def _undecided(cells: list[str], wanted: list[str], where: str, second: Sequence
 
 
 def _proposed(cells: list[str], second: Sequence[str] | None, wanted: list[str]) -> list[str]:
-    """Names to try for a file without header: the longest field is the text, the shortest the label."""
+    """Names to try for a file without header; of two fields the longer is the text, of more nobody knows."""
+    if len(cells) > 2:
+        return [f"NAME{i}" for i in range(1, len(cells) + 1)]
     rows = [cells, list(second)] if second is not None and len(second) == len(cells) else [cells]
     length = [sum(len(row[i]) for row in rows) for i in range(len(cells))]
     if len(cells) == 1:

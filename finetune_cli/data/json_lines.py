@@ -35,6 +35,10 @@ def _constant(name: str) -> Any:
     raise _Refused(f"{name} is not JSON; write null or a number")
 
 
+def _fix(text: Text) -> str:
+    return "every line is one JSON object" + ("; for plain text that begins with a brace: format=text" if text.pipe else "")
+
+
 DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
 
 
@@ -72,9 +76,9 @@ def _object(line: str, text: Text, number: int, row: int) -> dict[str, Any]:
         what = f"{_cause(error)}{': the file ends in the middle of a row' if cut else ''}"
         if number == 1 and content.lstrip().startswith("["):
             raise UserError("the file is one JSON array, not JSON Lines", where=f"{text.name}:1", fix="data.format=json") from None
-        raise UserError(what, where=f"{text.name}:{number}:{error.colno}, row {row}", fix="every line is one JSON object") from None
+        raise UserError(what, where=f"{text.name}:{number}:{error.colno}, row {row}", fix=_fix(text)) from None
     except (_Refused, RecursionError) as error:
-        raise UserError(_refusal(error), where=f"{text.name}:{number}, row {row}", fix="every line is one JSON object") from None
+        raise UserError(_refusal(error), where=f"{text.name}:{number}, row {row}", fix=_fix(text)) from None
     if not isinstance(value, dict):
         fix = "data.format=json" if isinstance(value, list) else "every line is one JSON object"
         raise UserError(f"the line is {_json_kind(value)}, not an object", where=f"{text.name}:{number}, row {row}", fix=fix)

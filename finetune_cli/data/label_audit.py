@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,8 @@ from finetune_cli.data.rows import listed
 from finetune_cli.data.splits import Splits
 from finetune_cli.errors import UserError
 
+MISSING = ("na", "n/a", "nan", "null", "none", "nil", "<na>", "#n/a")
+"""What other programs write for a cell without a value."""
 FEW = 20
 """Training rows below which every row may well have a label of its own."""
 
@@ -53,8 +56,14 @@ def _near_twins(counted: Mapping[str, Counter[str]]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for label in total:
         groups.setdefault(look(label), []).append(label)
-    twins = [group for group in groups.values() if len(group) > 1]
-    return [
+    numbers: dict[float, list[str]] = {}
+    for label in total:
+        if _is_number(label) and math.isfinite(float(label)):
+            numbers.setdefault(float(label), []).append(label)
+    twins = [group for group in [*groups.values(), *numbers.values()] if len(group) > 1]
+    missing = [f"{name!r} ({total[name]:,} rows)" for name in total if look(name) in MISSING]
+    warned = [f"labels that read like a missing one are labels all the same: {listed(missing)}"] if missing else []
+    return warned + [
         f"labels that look alike are different labels: {' and '.join(f'{name!r} ({total[name]:,} rows)' for name in group)}"
         for group in twins
     ]

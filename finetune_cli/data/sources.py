@@ -109,7 +109,7 @@ def _path(text: str, key: str, split: str, notes: list[str]) -> list[File | Hub]
         _check_regular(path, key)
         return [File(path, shown(path))]
     if any(mark in text for mark in "*?["):
-        hits = [hit for hit in sorted(glob.glob(path, recursive=True)) if not os.path.isdir(hit)]
+        hits = [hit for hit in sorted(glob.glob(_literal_as_far_as_it_exists(path), recursive=True)) if not os.path.isdir(hit)]
         if not hits:
             raise UserError(f"nothing matches {text!r}", where=f"{key}, in {os.getcwd()}", fix=_near(path) or f"check the pattern of {key}")
         for hit in hits:
@@ -129,6 +129,16 @@ def _path(text: str, key: str, split: str, notes: list[str]) -> list[File | Hub]
     if os.path.isdir(os.path.dirname(path) or "/nowhere"):
         raise missing(text, path, key)
     return [_hub(text, split)]
+
+
+def _literal_as_far_as_it_exists(pattern: str) -> str:
+    """The pattern with its leading folders taken as they are written, as far as such folders exist."""
+    at = 0
+    for slash in (i for i, c in enumerate(pattern) if c == "/"):
+        if not os.path.isdir(pattern[: slash + 1]):
+            break
+        at = slash + 1
+    return glob.escape(pattern[:at]) + pattern[at:]
 
 
 def missing(text: str, path: str, key: str) -> UserError:

@@ -19,7 +19,7 @@ from torch import nn
 import finetune_cli
 from finetune_cli import adapters
 from finetune_cli.batching import Padded
-from finetune_cli.checkpoint import CONFIG_FILE, STATE_FILE, TASK_FILE, TENSORS_FILE, Saver, write_model
+from finetune_cli.checkpoint import CONFIG_FILE, STATE_FILE, TASK_FILE, TENSORS_FILE, Saver, sha256, write_model
 from finetune_cli.data import Roles, Rows, texts
 from finetune_cli.engine.inference import Labelled
 from finetune_cli.errors import SelfCheckFailed
@@ -57,7 +57,8 @@ def export(run: Run, checkpoint: Path, task: Task[Any], model: nn.Module, saver:
             files |= {p.name: p for p in staging.iterdir() if p.is_file()}
         if saver.adapter is not None:
             files["adapter"] = saver.adapter.files(model, head=plain)
-        files[TASK_FILE] = replace(saver.knowledge, facts=facts or saver.knowledge.facts).to_json()
+        weights = {name: sha256(path) for name, path in files.items() if name.endswith(".safetensors")}
+        files[TASK_FILE] = replace(saver.knowledge, facts=facts or saver.knowledge.facts, weights=weights).to_json()
         run.write_model(files)
         return full if saver.adapter is not None and saver.adapter.base.is_quantised else model
     finally:
@@ -122,7 +123,11 @@ class ReloadCheck:
         }
         program = Path(finetune_cli.__file__).with_name("reload_check.py")
         process = subprocess.Popen(
-            [sys.executable, "-I", str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-I", str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C is ours to answer
         )
         assert process.stdin is not None
         process.stdin.write(json.dumps(asked).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,10 @@ def finish(
     expected: list[Expectation],
     ledger: Table | None,
 ) -> float | None:
-    """Everything after the last step; returns the monitored score of the best checkpoint on validation."""
+    """Everything after the last step; returns the monitored score of the best checkpoint on validation.
+
+    A signal stops between its parts: all is saved by then, and a resume does them again.
+    """
     run = trainer.run
     best = run.store.best() or run.store.last()
     assert best is not None, "a finished run has a checkpoint"
@@ -48,9 +52,11 @@ def finish(
     names = [name for name in ("validation", "test") if name in data and name in splits.labelled]
     scored: dict[str, Scored] = {name: _score(trainer, splits, data[name], name) for name in names}
     scores: dict[str, Score] = {name: s.score for name, s in scored.items()}
+    trainer.check()
     run.write_metrics(scores)
     judged = next((name for name in ("test", "validation") if name in scores), None)
     card = _card(trainer, config, splits, scores)
+    trainer.check()
     proved = export.export(run, best, task, trainer.model, trainer.saver, card)
     shown = data.get(judged or "train") or data["train"]
     check = ReloadCheck.start(
@@ -64,8 +70,11 @@ def finish(
         limit=trainer.saver.knowledge.max_length,
     )
     try:
+        trainer.check()
         free = _baselines(trainer, splits, data, judged) if judged else {}
+        trainer.check()
         _report(trainer, config, splits, table, scored, {judged: free} if judged else {}, [ledger] if ledger is not None else [])
+        trainer.check()
         console.say(check.finish())
     except BaseException:
         check.abort()
@@ -189,7 +198,7 @@ def _report(
             run.report_dir,
             report.Report(
                 title=run.path.name,
-                run=str(run.path),
+                run="RUN",  # a run can be moved
                 summary=summary,
                 scores={name: s.score for name, s in scored.items()},
                 baselines=baselines,
@@ -225,5 +234,5 @@ def _say_end(path: Any, judged: str | None, scores: dict[str, Score], free: dict
         headers, rows = scoring.table_rows(scores[judged], free)
         console.table(judged, headers, rows)
     console.say(f"report: {path}/report/index.html")
-    console.say(f"next: ftune eval {path} data.test=FILE")
-    console.say(f"      ftune predict {path} input=FILE")
+    console.say(f"next: ftune eval {shlex.quote(str(path))} data.test=FILE")
+    console.say(f"      ftune predict {shlex.quote(str(path))} input=FILE")

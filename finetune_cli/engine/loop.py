@@ -248,12 +248,12 @@ def fit(trainer: Trainer) -> None:
             while state.step < t.total and not state.finished:
                 trainer.step()
                 clock.count(trainer.rows_of(state.step - 1), trainer.lengths)
-                progress.update(state.step)
+                progress.update(state.step, state.step / t.per_epoch)
                 close_step(trainer, clock, progress)
         except Stopped:
             trainer.updater.drop_gradients()
             trainer.save_where_stopped()
-            console.warn(f"saved step {state.step}; go on with resume={trainer.run.path}")
+            console.warn(f"saved step {state.step}")
             raise
         except Diverged:
             trainer.updater.drop_gradients()
@@ -281,6 +281,8 @@ def close_step(trainer: Trainer, clock: _Clock, progress: console.Progress) -> N
         progress.phase("scoring validation rows")
         scores = trainer.scores(trainer.validation)
         best = trainer.is_best(scores)
+        name = trainer.config.monitor or trainer.task.monitor
+        console.say(f"step {state.step}: validation {name} {scores[name]:.4f}{', the best so far' * best}")
     if log:
         trainer._loss.zero_()
         state.loss_steps = 0

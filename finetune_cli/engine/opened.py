@@ -16,7 +16,7 @@ from finetune_cli.device import DevicePlan
 from finetune_cli.engine.preparation import Encoder, longest_input
 from finetune_cli.errors import UserError
 from finetune_cli.packing import Packed
-from finetune_cli.run import Found, find
+from finetune_cli.run import Found, find, near_run
 from finetune_cli.tasks.base import Layout, Task
 
 INFERENCE_TOKENS = 4096
@@ -44,7 +44,15 @@ def open_model(ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, wher
         raise UserError("several checkpoints at once are not supported yet", where="ckpt", fix="name one checkpoint, or sweep: -m ckpt=A,B")
     found = find(str(ckpt), root=root)
     source = models.Source(str(found.weights), None, f"{found.kind} {found.weights}", hub=found.kind == "hub")
+    if source.hub:
+        named, near = str(ckpt).startswith("hub:"), near_run(source.name, root=root)
+        here = "" if named else f"there is no run or model directory {source.name} here, nor {Path(root) / source.name}"
+        offline = models.ask_hub(source, offline=offline, key="ckpt", here=here, near="" if named else str(near or ""))
     known = None if source.hub else Knowledge.read(found.weights)
+    if known is not None and found.checkpoint is None:
+        checkpoint.verify_weights(found.weights)
+    if found.kind == "run" and found.checkpoint is None:
+        console.say("the run has no checkpoints: what it exported, model/, is used")
     if known is not None and known.task != task.name:
         raise UserError(
             f"the checkpoint was trained for {known.task}", where=f"task={task.name}", fix=f"leave task out, or task={known.task}"

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from finetune_cli import adapters, console, device, models, pooling, tasks
+from finetune_cli import adapters, checkpoint, console, device, models, pooling, tasks
 from finetune_cli.checkpoint import Knowledge
 from finetune_cli.config import TrainConfig
 from finetune_cli.data import Splits, SplitTable, audit, load_splits
@@ -54,6 +55,10 @@ def prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | No
     task = kind(config.task, known.facts if known else kind.learn(config.task, config.data, splits.rows["train"], splits.roles))
     expected = _check_options(config, task, splits)
     source = None if known else models.locate(config.model, offline=config.offline)  # a checkpoint needs no other model
+    if source is not None and source.hub:
+        models.ask_hub(source, offline=config.offline, key="model.path")
+    elif source is not None:
+        checkpoint.verify_weights(Path(source.name))
     plan.apply()
     _say_source(config, source)
     tokenizer, model_config, limit = _reader(config, resumed, source, splits)

@@ -1,38 +1,59 @@
-"""Signals: the first asks to stop at the next safe place, a second Ctrl-C stops at once."""
+"""Signals: the first asks to stop at the next safe place, a second Ctrl-C stops at once (after training any second signal)."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
+from finetune_cli import console
 from finetune_cli.errors import Exit, Interrupted, Stopped
 
 PREEMPTIONS = ("SIGTERM", "SIGHUP", "SIGUSR1")
 
 
 class StopFlag:
-    """What the handlers set and the loops look at; nothing else happens inside a handler."""
+    """What the handlers set and the loops look at; a handler says what will happen, and does nothing else."""
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self.advice = "run the same command again"
+        self.last_words = ""
+        self.all_saved = False
+
+    def began(self, run: Path) -> None:
+        """From now on there is a run to go on with; its path goes to stdout however the process ends."""
+        self.advice, self.last_words = f"go on with: ftune train {shlex.quote(f'resume={run}')}", f"{run}\n"
+
+    def said(self) -> None:
+        """The path is on stdout."""
+        self.last_words = ""
+
+    def trained(self) -> None:
+        """From now on nothing can be lost: any second signal stops at once."""
+        self.all_saved = True
 
     def check(self) -> None:
         """Raise Stopped or Interrupted if a signal has come."""
         if self.name is None:
             return
-        fix = "go on with resume=RUN"
         if self.name == "SIGINT":
-            raise Interrupted("interrupted by Ctrl-C", where="SIGINT", fix=fix)
-        raise Stopped(f"stopped by {self.name}", where=self.name, fix=fix)
+            raise Interrupted("interrupted by Ctrl-C", where="SIGINT", fix=self.advice)
+        raise Stopped(f"stopped by {self.name}", where=self.name, fix=self.advice)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if name == "SIGINT" and self.name == "SIGINT":
-            os._exit(Exit.INTERRUPTED)
+        name, before = signal.Signals(number).name, self.name
+        if before is not None and (self.all_saved or name == before == "SIGINT"):
+            os.write(1, self.last_words.encode())
+            os._exit(Exit.INTERRUPTED if name == "SIGINT" else Exit.PREEMPTED)
         self.name = name
+        if before is None:
+            told = "a second one stops at once" if self.all_saved or name == "SIGINT" else "what is done is kept"
+            console.say(f"{name}: stopping as soon as what is being done is whole; {told}")
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from finetune_cli.models.source import Source
 
 
 def quiet() -> None:
-    """Keep transformers' own progress bars and load reports off stderr: what they say is said in our words."""
+    """Keep transformers' and the hub's own bars, reports and retries off stderr: what they say is said in our words."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity(hub_logging.CRITICAL)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -46,7 +48,7 @@ class loading:
             ) from error
         if self.source.hub:
             raise UserError(
-                f"the hub model {name} cannot be had: {text[:160]}",
+                f"the hub model {name} cannot be had: {_cut(text)}",
                 where="model.path",
                 fix="check the id, the network, or HF_TOKEN for a gated model; or name a local directory",
             ) from error
@@ -54,5 +56,13 @@ class loading:
             raise UserError(
                 f"{name} has pickled weights that are damaged or hold more than weights", where=name, fix="name another model"
             ) from error
-        cause = text[:200] or type(error).__name__  # a damaged file may make transformers raise anything
+        cause = _cut(text) or type(error).__name__  # a damaged file may make transformers raise anything
         raise UserError(f"{name} cannot be loaded: {cause}", where=name, fix="name a whole Hugging Face model directory") from error
+
+
+def _cut(text: str, most: int = 200) -> str:
+    """The first sentences of a message, no longer than a line; what is left out is marked."""
+    if len(text) <= most:
+        return text
+    end = text.rfind(". ", 0, most)
+    return text[: end + 1] if end > most // 3 else text[:most].rpartition(" ")[0] + " …"

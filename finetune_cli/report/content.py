@@ -56,7 +56,11 @@ class Report:
     def commands(self) -> list[tuple[str, str]]:
         """What to run next: (why, command)."""
         run = shlex.quote(self.run)
-        return [("Score other labelled rows", f"ftune eval {run} data.test=FILE"), ("Label new texts", f"ftune predict {run} input=FILE")]
+        told = ", RUN being the directory of the run" if self.run == "RUN" else ""
+        return [
+            (f"Score other labelled rows{told}", f"ftune eval {run} data.test=FILE"),
+            (f"Label new texts{told}", f"ftune predict {run} input=FILE"),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,8 @@ def decimals(value: float) -> str:
     if not math.isfinite(value):
         return "–"
     size = abs(value)
+    if size < 1e-12:  # rounding
+        size = value = 0.0
     if size and (size < 0.0001 or size >= 1e7):
         return f"{value:.2e}"
     return f"{value:,.{4 if size < 10 else 2 if size < 1000 else 1}f}"
@@ -189,8 +195,9 @@ def learning_curves(report: Report) -> list[Curve]:
     loss_lines = [s for s in (losses, *smooth, _series(report.history, "validation/loss", "validation")) if s]
     seen = {key.partition("/")[2] for record in report.history for key in record if key.startswith("validation/")}
     wanted = [report.monitor or report.headline, *_SHOWN]
-    names = [name for name in dict.fromkeys(wanted) if name in seen and DIRECTIONS.get(name) == "max" and name in _SHOWN][:_MOST_LINES]
-    metrics = [s for name in names if (s := _series(report.history, f"validation/{name}", name))]
+    names = [name for name in dict.fromkeys(wanted) if name in seen and DIRECTIONS.get(name) == "max" and name in _SHOWN]
+    drawn = [s for name in names if (s := _series(report.history, f"validation/{name}", name))]
+    metrics = [s for i, s in enumerate(drawn) if (s.x, s.y) not in [(t.x, t.y) for t in drawn[:i]]][:_MOST_LINES]
     other = wanted[0] if wanted[0] in seen and wanted[0] not in names and wanted[0] != "loss" else ""
     monitored = _series(report.history, f"validation/{other}", other) if other else None
     single = {

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from finetune_cli.run.directory import Run, State, new_evaluation_dir
-from finetune_cli.run.find import Found, find, looks_like_path
+from finetune_cli.run.find import Found, find, looks_like_path, near_run
 
-__all__ = ["Found", "Run", "State", "find", "looks_like_path", "new_evaluation_dir"]
+__all__ = ["Found", "Run", "State", "find", "looks_like_path", "near_run", "new_evaluation_dir"]

@@ -192,6 +192,16 @@ def _near(name: str, candidates: Iterable[Path]) -> Path | None:
     return by_name[close[0]] if close else None
 
 
+def near_run(name: str, *, root: str) -> Path | None:
+    """The newest run under ``root`` whose name is like this one, with or without its date."""
+    runs = _runs(Path(os.path.expanduser(root)))
+    by_name = {layout.STAMP.sub("", run.name): run for run in runs} | {run.name: run for run in runs}
+    last = name.rpartition("/")[2]
+    inside = [run for run in runs if len(last) > 2 and last.lower() in run.name.lower()]
+    close = difflib.get_close_matches(last, by_name, n=1, cutoff=0.6)
+    return inside[-1] if inside else by_name[close[0]] if close else None
+
+
 def _children(folder: Path) -> list[Path]:
     try:
         return sorted(child for child in folder.iterdir() if not child.name.startswith("."))

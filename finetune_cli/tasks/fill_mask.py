@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_cli.config.schema import DataConfig, TaskConfig, option
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Task
+from finetune_cli.tasks.figures import figure
 from finetune_cli.tasks.masks import masking
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ class FillMask(Task[FillMaskConfig]):
         for text, ids, scores in zip(texts(rows, roles.text), _each(outputs["fills"]), _each(outputs["scores"]), strict=True):
             pieces = self.tokenizer.convert_ids_to_tokens(ids[:, 0].tolist()) if len(ids) else []
             fills = [
-                [{"token": self.tokenizer.decode([i]).strip(), "score": round(s, 6)} for i, s in zip(*both, strict=True)]
+                [{"token": self.tokenizer.decode([i]).strip(), "score": figure(s)} for i, s in zip(*both, strict=True)]
                 for both in zip(ids.tolist(), scores.tolist(), strict=True)
             ]
             best = [(fill[0]["token"], masking.continues(str(piece))) for fill, piece in zip(fills, pieces, strict=True)]

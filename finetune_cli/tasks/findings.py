@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune_cli.tasks.sections import Bars, Examples, Heatmap, Reliability, Scatter, Section, Table
 
@@ -17,8 +17,16 @@ if TYPE_CHECKING:
 
 WORST = 20
 """Errors shown."""
+FEW_ROWS = 300
+"""Below so many rows a bin of 15 holds too few to judge it."""
 POINTS = 2000
 """Points of a scatter plot; more are thinned evenly."""
+
+
+def _calibration(counted: Any, what: str, rows: int) -> Reliability:
+    """How sure against how often right, and what a reader must know where few rows made it."""
+    few = f"; {rows:,} rows say little of it: a point far from the line may be chance" if rows < FEW_ROWS else ""
+    return Reliability("Calibration", counted.confidence, counted.accuracy, counted.counts, note=f"{what} in 15 bins{few}")
 
 
 def of_labels(
@@ -66,7 +74,7 @@ def _of_classification(
     found: list[Section] = [
         _classes("Scores per class", metrics.per_class(p, targets, names, guess)),
         Heatmap("Confusion", names, names, metrics.confusion(targets, guess, len(names)).tolist()),
-        Reliability("Calibration", counted.confidence, counted.accuracy, counted.counts, note="top probability in 15 bins"),
+        _calibration(counted, "top probability", len(targets)),
         Examples(
             "Worst errors",
             ("row", "true", "predicted", "probability", "text"),
@@ -103,7 +111,7 @@ def _of_multilabel(
     return [
         _classes(f"Scores per label ({same})", metrics.per_label(p, true, thresholds, names)),
         _thresholds(p, true, names, thresholds),
-        Reliability("Calibration", counted.confidence, counted.accuracy, counted.counts, note="probability of each label in 15 bins"),
+        _calibration(counted, "probability of each label", len(true)),
         Examples(
             "Worst errors",
             ("row", "true", "predicted", "furthest off", "text"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from finetune_cli.config.schema import DataConfig
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Shown, Task
+from finetune_cli.tasks.figures import figure
 from finetune_cli.tasks.sections import Table
 from finetune_cli.tasks.writing.generation_options import Lines, LossOn, TextGenerationConfig
 
@@ -271,7 +272,7 @@ class TextGeneration(Task[TextGenerationConfig]):
 
         if "losses" in outputs:
             for nats, tokens, _, hits in zip(*self._sums(outputs), strict=True):
-                yield {"loss": round(float(nats / max(tokens, 1)), 6), "tokens": int(tokens), "correct": int(hits)}
+                yield {"loss": figure(nats / max(tokens, 1)), "tokens": int(tokens), "correct": int(hits)}
             return
         sequences = [outputs[f"sequence_{number}"] for number in range(self.config.num_return_sequences)]
         for i in range(len(rows)):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_cli.config.schema import DataConfig, TaskConfig
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Outputs, Prediction, Score, Task
+from finetune_cli.tasks.figures import figure
 from finetune_cli.tasks.labelling.heads import output_layer
 from finetune_cli.tasks.tokens import encode_texts, lay_tokens
 
@@ -172,7 +173,7 @@ class TextRegression(Task[TextRegressionConfig]):
 
     def decode(self, outputs: Outputs, rows: Rows, roles: Roles) -> Iterator[Prediction]:
         for row in self.values(outputs):
-            named = {name: round(float(value), 6) for name, value in zip(self.facts["targets"], row, strict=True)}
+            named = {name: figure(value) for name, value in zip(self.facts["targets"], row, strict=True)}
             yield {"value": next(iter(named.values()))} if len(named) == 1 else {"values": named}
 
     def told(self, target: Any) -> Any:

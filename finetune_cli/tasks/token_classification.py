@@ -13,6 +13,7 @@ from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outp
 from finetune_cli.tasks.entities.entity_findings import Compared
 from finetune_cli.tasks.entities.entity_rows import Gold, cells_of, lists_of, marked_text, tags_of, words_of
 from finetune_cli.tasks.entities.word_pieces import WORD, encode_words, first_pieces, gather_words
+from finetune_cli.tasks.figures import figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -281,7 +282,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
             for first, last, name in self._spans_of([self.labels[i] for i in guess.tolist()]):
                 start, end = starts[first], ends[last - 1]
                 sure = p[first:last].max(-1).mean()
-                entity = {"text": text[start:end], "label": name, "start": start, "end": end, "score": round(float(sure), 6)}
+                entity = {"text": text[start:end], "label": name, "start": start, "end": end, "score": figure(sure)}
                 found.append(entity | {"words": [first, last]} if in_words else entity)
             yield {"entities": found}
 

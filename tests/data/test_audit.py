@@ -98,3 +98,21 @@ def test_pairs_leak_only_as_pairs(write: Any) -> None:
     splits = load_splits(config, seed=1)
     table = audit(splits, config, {}, {})
     assert table.splits["test"].leaked == 1 and table.splits["train"].conflicting is None
+
+
+def test_labels_that_are_the_same_number_or_read_like_none_are_told() -> None:
+    from collections import Counter
+
+    from finetune_cli.data.label_audit import _near_twins
+
+    told = _near_twins({"train": Counter({"1": 5, "1.0": 4, "01": 1, "NA": 3, "none": 2, "2": 9, "nan": 1})})
+    assert "'1' (5 rows) and '1.0' (4 rows) and '01' (1 rows)" in told[-1] and len(told) == 2
+    assert "'NA' (3 rows)" in told[0] and "'none' (2 rows)" in told[0] and "'nan'" in told[0] and "'2'" not in told[0]
+    assert _near_twins({"train": Counter({"1": 1, "2": 1, "inf": 1})}) == []
+
+
+def test_many_labels_of_one_size() -> None:
+    from finetune_cli.data.audit import _told_labels
+
+    assert _told_labels({str(i): 1000 for i in range(10)}) == "10 labels, 1,000 rows each"
+    assert _told_labels({str(i): 1000 + i for i in range(10)}) == "10 labels, 1,000 to 1,009 rows each"

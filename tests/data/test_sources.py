@@ -128,3 +128,13 @@ def test_shipped_corpora(write: Any, refused: Any) -> None:
     assert resolve(f"corpus:{name}", split="validation")[0].name.endswith("validation.jsonl")
     for bad in ("corpus:nothing/x.jsonl", f"corpus:{name}/../../errors.py", "corpus:/etc/passwd"):
         refused(resolve, bad)
+
+
+def test_brackets_of_a_folder_that_exists_are_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "d" / "sp ace=ü,x [1]"
+    folder.mkdir(parents=True)
+    (folder / "a.csv").write_text("text\na\n")
+    (tmp_path / "d" / "sp ace=ü,x 1").mkdir()
+    assert [p.name for p in resolve("d/sp ace=ü,x [1]/*.csv")] == ["d/sp ace=ü,x [1]/a.csv"]
+    assert [p.name for p in resolve("d/sp*/*.csv")] == ["d/sp ace=ü,x [1]/a.csv"]

@@ -12,6 +12,8 @@ import pytest
 
 from finetune_cli.config.schema import DataConfig, DataFormat
 from finetune_cli.data import read, stream
+from finetune_cli.data.encoding import Text
+from finetune_cli.errors import UserError
 
 
 def values(parts: Any, column: str = "text") -> list[str]:
@@ -124,3 +126,11 @@ def test_bytes_that_were_peeked_are_not_lost() -> None:
         assert next(parts).column("text").to_pylist() == ["one", "two"]
         os.close(sink)
         assert list(parts) == []
+
+
+def test_a_nul_on_a_pipe_is_an_error_and_not_utf_16() -> None:
+    for data in ("hé\n".encode("utf-16-le"), b"a\0b\0c\0\n", b"fine\nnot\0fine\n"):
+        with pytest.raises(UserError):
+            list(Text(io.BytesIO(data), "standard input", pipe=True).lines())
+    marked = Text(io.BytesIO("hé\n".encode("utf-16")), "standard input", pipe=True)
+    assert list(marked.lines()) == ["hé\n"]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from finetune_cli.config.schema import TaskConfig, option
 from finetune_cli.errors import UserError
+from finetune_cli.tasks.figures import figure
 from finetune_cli.tasks.labelling.decisions import Decisions, chosen, settled
 
 if TYPE_CHECKING:
@@ -208,21 +209,27 @@ class LabelSet:
         found: list[tuple[str | None, float, bool | None]] = []
         for i, label in enumerate(answers.labels.tolist()):
             withheld = None if answers.given is None else not answers.given[i]
-            found.append((None if withheld else self.names[label], round(float(p[i, label]), 6), withheld))
+            found.append((None if withheld else self.names[label], figure(p[i, label]), withheld))
         return found
 
     def named(self, p: np.ndarray) -> dict[str, float]:
         """Probabilities of one row by label."""
-        return {name: round(float(value), 6) for name, value in zip(self.names, p, strict=True)}
+        return {name: figure(value) for name, value in zip(self.names, p, strict=True)}
 
     def told(self, options: LabelOptions) -> list[tuple[str, str]]:
         """The facts in words."""
         kind = "any number a row" if self.multi else "one a row"
-        told = [("labels", f"{', '.join(f'{i} {name}' for i, name in enumerate(self.names[:40]))} ({len(self)}, {kind})")]
+        named = [f"{i} = {name!r}" if _is_number(name) else f"{i} {name}" for i, name in enumerate(self.names[:40])]
+        told = [("labels", f"{', '.join(named)} ({len(self)}, {kind})")]
         if self.weights:
             told.append(("class weights", ", ".join(f"{name} {w:.3g}" for name, w in zip(self.names, self.weights, strict=True))))
         deciding = () if not self.thresholded else self.names if self.multi else self.names[1:]
         return told + self.decisions.told(deciding, self.thresholds(options), options)
+
+
+def _is_number(name: str) -> bool:
+    """Whether a label reads like its own number."""
+    return natural(name)[0] == 0
 
 
 def refuse_unsettled(sets: Collection[LabelSet], options: LabelOptions) -> None:

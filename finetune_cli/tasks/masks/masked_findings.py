@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from finetune_cli.tasks.figures import figure
 from finetune_cli.tasks.sections import Bars, Examples, Section, Table
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ def told_tokens(found: Found) -> Iterator[dict[str, Any]]:
             strict=True,
         )
         yield {
-            "loss": round(float(losses.mean()), 6),
+            "loss": figure(losses.mean()),
             "masked": [
-                {"token": true, "shown": shown, "guess": guess, "score": round(score, 6), "rank": rank + 1}
+                {"token": true, "shown": shown, "guess": guess, "score": figure(score), "rank": rank + 1}
                 for true, shown, guess, score, rank in tokens
             ],
         }
