@@ -157,7 +157,7 @@ def ftune_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Forks) 
         given = stdin.encode() if isinstance(stdin, str) else stdin
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
         with monkeypatch.context() as patch:
-            if "train" in args and not fresh_check:
+            if "train" in args and not fresh_check and forks.allowed:
                 patch.setattr("finetune_cli.engine.export.subprocess", forks.reloading())
             patch.chdir(cwd or tmp_path)
             patch.setattr(sys, "argv", ["ftune", *map(str, args)])

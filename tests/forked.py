@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -43,7 +44,12 @@ STATUS = struct.Struct("<i")
 
 
 def is_safe() -> bool:
-    """Whether this system has what the server needs; elsewhere fork is missing, or not safe beside the system's own threads."""
+    """Whether this system has what the server needs; elsewhere fork is missing, or not safe beside the system's own threads.
+
+    Command line and config are also tested where torch is not installed: there every command is a process of its own.
+    """
+    if importlib.util.find_spec("torch") is None:
+        return False
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):  # another system, an old or a guarded kernel
@@ -139,7 +145,7 @@ class Forks:
     """The servers of this test process. ``start("train", …)`` is a command that has begun."""
 
     def __init__(self, *, allowed: bool) -> None:
-        self._allowed = allowed and SAFE
+        self.allowed = allowed and SAFE
         self._started: list[subprocess.Popen[bytes]] = []
         self._servers: dict[str, Server] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="ftune-forks-"))
@@ -149,13 +155,13 @@ class Forks:
     ) -> subprocess.Popen[bytes]:
         """``python -m finetune_cli ARGS`` with the options of ``Popen``; ``fresh``: in a new interpreter whatever it costs."""
         command, environment = [sys.executable, "-m", "finetune_cli", *map(str, args)], {**os.environ, **own_settings(), **(env or {})}
-        if not fresh and self._allowed and self._server("ftune").suits(environment):
+        if not fresh and self.allowed and self._server("ftune").suits(environment):
             return Forked(self._server("ftune"), command, cwd=cwd, env=environment, **options)
         return subprocess.Popen(command, cwd=cwd, env=environment, **options)
 
     def reloading(self) -> Any:
         """What ``finetune_cli.engine.export`` may have in place of the module subprocess."""
-        return reloading(self._server("reload")) if self._allowed else subprocess
+        return reloading(self._server("reload")) if self.allowed else subprocess
 
     def end(self) -> None:
         """Without its standard input a server ends; forks that still run go on."""

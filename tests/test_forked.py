@@ -104,7 +104,7 @@ def test_what_only_an_interpreter_reads_gets_one(forks: Forks, home: Path, monke
     for name in ("PYTHONHASHSEED", "OMP_NUM_THREADS", "TRANSFORMERS_CACHE"):
         process = forks.start("--version", env={name: "7"}, cwd=home, **PIPES)
         assert not isinstance(process, Forked) and process.communicate("", timeout=60)[0].startswith("ftune")  # type: ignore[arg-type]
-    monkeypatch.setattr(forks, "_allowed", False)
+    monkeypatch.setattr(forks, "allowed", False)
     process = forks.start("--version", cwd=home, **PIPES)
     assert not isinstance(process, Forked) and process.wait(60) == 0
     assert forks.reloading() is subprocess
