@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from finetune_cli import checkpoint, device, models, packing
 from finetune_cli.batching import BatchPlan
@@ -24,7 +25,7 @@ from finetune_cli.encoded import Examples, Ragged
 from finetune_cli.engine import finish
 from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.engine.loop import Timetable, Trainer, fit
-from finetune_cli.engine.optimizer import Updater, learning_rate
+from finetune_cli.engine.optimizer import Updater, groups, learning_rate
 from finetune_cli.errors import Diverged, MachineError, Stopped
 from finetune_cli.packing import Packed
 from finetune_cli.run import Run
@@ -420,6 +421,14 @@ def test_norms_and_biases_do_not_decay(make: Make) -> None:
     decayed, rest = make("groups").updater.optimizer.param_groups
     assert decayed["weight_decay"] == 0.01 and all(p.ndim > 1 for p in decayed["params"])
     assert rest["weight_decay"] == 0.0 and all(p.ndim == 1 for p in rest["params"])
+
+
+def test_a_table_of_biases_does_not_decay() -> None:
+    config = transformers.T5Config(vocab_size=30, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
+    model = transformers.T5ForConditionalGeneration(config)
+    decayed, rest = groups(model, 0.01)
+    tables = {id(p) for name, p in model.named_parameters() if name.endswith("relative_attention_bias.weight")}
+    assert len(tables) == 2 and tables <= {id(p) for p in rest["params"]} and not tables & {id(p) for p in decayed["params"]}
 
 
 @pytest.mark.parametrize(

@@ -48,10 +48,10 @@ def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
 
 
 def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay, norms and biases (one dimension) do not."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if p.ndim > 1]
-    rest = [p for p in trainable if p.ndim <= 1]
+    """Trainable parameters in two groups: matrices decay; norms and biases do not, T5's table of relative_attention_bias included."""
+    trainable = [(p, p.ndim > 1 and "bias" not in name) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for p, decays in trainable if decays]
+    rest = [p for p, decays in trainable if not decays]
     return [g for g in ({"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}) if g["params"]]
 
 
