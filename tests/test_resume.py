@@ -19,8 +19,8 @@ from forked import Forks
 from ran import ROOT, Ran, labelled_rows, write_rows
 
 from finetune_cli.engine import finish
-from finetune_cli.engine.signals import StopFlag
-from finetune_cli.errors import Interrupted
+from finetune_cli.engine.signals import StopFlag, stoppable
+from finetune_cli.errors import Interrupted, Stopped
 
 OPTIONS = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.epochs=3", "train.batch_size=8", "train.save_every=2"]
 OPTIONS += ["train.eval_every=3", "train.log_every=1", "device.threads=1", "device=cpu"]
@@ -138,6 +138,18 @@ def test_a_second_signal_stops_at_once(signals: str, trained: bool, code: int) -
     done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
     assert done.returncode == code
     assert done.stdout == (b"" if code == 3 else b"/a b\n") and done.stderr.count(b"\n") == 1
+
+
+def test_a_signal_in_the_middle_of_a_line_still_stops(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def reentered(_: str) -> None:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    monkeypatch.setattr("finetune_cli.console.say", reentered)
+    with stoppable() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            stop.check()
+    assert "SIGTERM: stopping" in capfd.readouterr().err
 
 
 def test_what_to_do_after_a_stop() -> None:

@@ -53,7 +53,11 @@ class StopFlag:
         self.name = name
         if before is None:
             told = "a second one stops at once" if self.all_saved or name == "SIGINT" else "what is done is kept"
-            console.say(f"{name}: stopping as soon as what is being done is whole; {told}")
+            line = f"{name}: stopping as soon as what is being done is whole; {told}"
+            try:
+                console.say(line)
+            except RuntimeError:  # the signal came in the middle of a write to the same stream
+                os.write(2, f"\n{line}\n".encode())
 
 
 @contextmanager
