@@ -8,7 +8,6 @@ state.json state.safetensors               counters (floats in hex: exact) and o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -25,7 +24,7 @@ from finetune_cli import adapters
 from finetune_cli.adapters import Adapter
 from finetune_cli.errors import UserError
 from finetune_cli.models import check_finite, load_exact, quiet
-from finetune_cli.storage import Store
+from finetune_cli.storage import Store, sha256
 from finetune_cli.tasks.base import Facts, Task
 
 TASK_FILE, CONFIG_FILE, STATE_FILE, TENSORS_FILE = "task.json", "config.yaml", "state.json", "state.safetensors"
@@ -122,12 +121,6 @@ def verify_weights(directory: Path) -> None:
                 where=str(directory),
                 fix=f"name the run or a checkpoint in it, or copy it again; if the change is yours, take 'weights' out of {TASK_FILE}",
             )
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_model(directory: Path, task: Task[Any], *, offline: bool = True, device: str = "cpu") -> tuple[nn.Module, Adapter | None]:

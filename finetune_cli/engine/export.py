@@ -19,12 +19,12 @@ from torch import nn
 import finetune_cli
 from finetune_cli import adapters
 from finetune_cli.batching import Padded
-from finetune_cli.checkpoint import CONFIG_FILE, STATE_FILE, TASK_FILE, TENSORS_FILE, Saver, sha256, write_model
+from finetune_cli.checkpoint import CONFIG_FILE, STATE_FILE, TASK_FILE, TENSORS_FILE, Saver, write_model
 from finetune_cli.data import Roles, Rows, texts
 from finetune_cli.engine.inference import Labelled
 from finetune_cli.errors import SelfCheckFailed
 from finetune_cli.run import Run
-from finetune_cli.storage import MANIFEST
+from finetune_cli.storage import MANIFEST, sha256
 from finetune_cli.tasks.base import Layout, Task
 
 TOLERANCE = 1e-4

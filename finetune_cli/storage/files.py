@@ -351,3 +351,9 @@ def disk_trouble(fs: FileSystem, doing: str, path: Path, *, needed: int = 0, fix
         yield
     except OSError as error:
         raise machine_error(fs, doing, path, error, needed=needed, fix=fix) from error
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

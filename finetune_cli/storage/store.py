@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from finetune_cli.storage.files import (
     human_bytes,
     point,
     pointed,
+    sha256,
     sweep,
     temporary,
     write_new,
@@ -314,8 +314,7 @@ def _check_size(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
 
 def _check_hash(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     try:
-        with open(folder / name, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(folder / name)
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {error.strerror}") from error
     if digest != entry["sha256"]:
