@@ -36,7 +36,7 @@ def run(config: TrainConfig, invocation: Invocation) -> float | None:
     place = outside()
     with stoppable() as stop:
         if place is not None and place.rank:
-            follow_outside(place, stop, __name__)
+            follow_outside(place, __name__)
         where = resume.wanted(config)
         resumed = resume.open_run(where, keep=config.train.keep) if where else None
         if resumed is not None and resumed.finished:

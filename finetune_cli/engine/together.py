@@ -45,7 +45,7 @@ def worked_at(config: EvalConfig | PredictConfig, stop: StopFlag) -> Iterator[tu
     """
     place = outside()
     if place is not None and place.rank:
-        follow_outside(place, stop, __name__)
+        follow_outside(place, __name__)
     opened = opened_by(config)
     world = gathered(opened.device, stop, __name__)
     try:

@@ -35,7 +35,7 @@ class Place:
 
 
 class Unhurried:
-    """The signals of a process that the leader started: none; the leader is asked to stop and tells the others."""
+    """The signals of a follower: none; the leader is asked to stop and tells the others."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -94,23 +94,22 @@ class Crew:
 
 def _follow(port: int, rank: int, size: int, module: str) -> None:
     """The life of a follower that the leader started."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    _leave_signals_to(signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever reads the leader's stdout must see it end with the leader
     console.mute()
     try:
         store = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
     except Exception:  # noqa: BLE001  # the leader is gone already
         os._exit(Exit.MACHINE)
-    code = _following(module, Unhurried(), rank=rank, size=size, local_rank=rank, store=store)
+    code = _following(module, rank=rank, size=size, local_rank=rank, store=store)
     os._exit(code)  # nothing of ours is left to do, and nothing else may be waited for
 
 
-def follow_outside(place: Place, stop: Stopping, module: str) -> NoReturn:
-    """The life of a follower that was started beside the leader."""
+def follow_outside(place: Place, module: str) -> NoReturn:
+    """The life of a follower that was started beside the leader. Until they meet a signal ends it; then the leader is asked."""
     console.mute()
-    raise SystemExit(_following(module, stop, rank=place.rank, size=place.size, local_rank=place.local_rank, store=_store(place)))
+    _leave_signals_to(signal.SIG_DFL)
+    raise SystemExit(_following(module, rank=place.rank, size=place.size, local_rank=place.local_rank, store=_store(place)))
 
 
 def lead_outside(place: Place, stop: Stopping) -> Group:
@@ -123,10 +122,17 @@ def _store(place: Place) -> Store:
     return PrefixStore("ftune", store)
 
 
-def _following(module: str, stop: Stopping, *, rank: int, size: int, local_rank: int, store: Store) -> int:
+def _leave_signals_to(whom: signal.Handlers) -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), whom)
+
+
+def _following(module: str, *, rank: int, size: int, local_rank: int, store: Store) -> int:
     """Do what a verb's followers do; the exit code. Every end but the common one is told to the leader, which speaks for all."""
     try:
-        world = Group(stop, rank=rank, size=size, local_rank=local_rank, store=store)
+        world = Group(Unhurried(), rank=rank, size=size, local_rank=local_rank, store=store)
+        _leave_signals_to(signal.SIG_IGN)
         importlib.import_module(module).follow(world)
     except Lost as error:
         return int(error.code or 0)
