@@ -57,6 +57,7 @@ class DeviceName(StrEnum):
 
 class OptimizerName(StrEnum):
     adamw = "adamw"
+    adamw_8bit = "adamw_8bit"
     adam = "adam"
     nadam = "nadam"
     radam = "radam"
@@ -245,14 +246,14 @@ class OptimizerConfig:
     """How gradients become updates."""
 
     name: OptimizerName = OptimizerName.adamw
-    """The algorithm, from torch.optim."""
+    """The algorithm, from torch.optim; ``adamw_8bit`` (bitsandbytes) holds the moments of matrices in 8 bits, those of embeddings in 32."""
     lr: float = option(5e-5, above=0, most=100)
     """Peak learning rate."""
     weight_decay: float = option(0.01, least=0, below=1)
     """Weight decay of matrices; norms and biases have none."""
-    betas: list[float] = option([0.9, 0.999], form="betas", applies="optimizer.name=adamw|adam|nadam|radam")
+    betas: list[float] = option([0.9, 0.999], form="betas", applies="optimizer.name=adamw|adamw_8bit|adam|nadam|radam")
     """Decay of the first and second moment."""
-    eps: float = option(1e-8, above=0, below=1, applies="optimizer.name=adamw|adam|nadam|radam|adagrad|rmsprop")
+    eps: float = option(1e-8, above=0, below=1, applies="optimizer.name=adamw|adamw_8bit|adam|nadam|radam|adagrad|rmsprop")
     """Added to the denominator."""
     momentum: float = option(0.0, least=0, below=1, applies="optimizer.name=sgd|rmsprop")
     """Momentum of SGD and RMSprop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import Any
 
@@ -66,6 +67,8 @@ def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     match config.name:
         case OptimizerName.adamw:
             return torch.optim.AdamW(params, lr=lr, betas=betas, eps=config.eps, fused=True)
+        case OptimizerName.adamw_8bit:
+            return _in_8_bits(model, params, lr=lr, betas=betas, eps=config.eps)
         case OptimizerName.adam:
             return torch.optim.Adam(params, lr=lr, betas=betas, eps=config.eps, fused=True)
         case OptimizerName.sgd:
@@ -80,6 +83,35 @@ def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
             return torch.optim.RMSprop(params, lr=lr, eps=config.eps, momentum=config.momentum)
         case OptimizerName.adafactor:
             return torch.optim.Adafactor(params, lr=lr)
+
+
+def refuse_missing(config: OptimizerConfig) -> None:
+    """Raise UserError for an optimizer whose package is not installed; called before a model is loaded."""
+    if config.name == OptimizerName.adamw_8bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "optimizer.name=adamw_8bit needs the package bitsandbytes, which is not installed",
+            where="optimizer.name",
+            fix="pip install bitsandbytes, or optimizer.name=adamw",
+        )
+
+
+def _in_8_bits(model: nn.Module, params: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
+    """AdamW whose moments are quantised in blocks of 256 (Dettmers et al. 2022, arXiv:2110.02861); those of embeddings keep 32 bits."""
+    import bitsandbytes
+
+    optimizer = bitsandbytes.optim.AdamW8bit(params, **options)
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    manager.initialize()  # it knows parameters by their addresses, those of another run in this process too
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            manager.override_config(module.weight, "optim_bits", 32)
+    found: torch.optim.Optimizer = optimizer
+    return found
+
+
+def _own(name: str, value: Any) -> Any:
+    """A value of a parameter's state that shares no memory with another's: bitsandbytes gives all the same tables of 256 numbers."""
+    return value.clone() if name.startswith("qmap") else value
 
 
 class Updater:
@@ -161,7 +193,7 @@ class Updater:
     def state(self) -> dict[str, Any]:
         """Moments and counters, in the order of the parameters."""
         state = self.optimizer.state
-        moments = [dict(state[p]) if p in state else {} for p in self.parameters]
+        moments = [{name: _own(name, value) for name, value in state[p].items()} if p in state else {} for p in self.parameters]
         return {"moments": moments, "scaler": self.scaler.state_dict() if self.scaler else {}, "skips": self.skips}
 
     def load(self, saved: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from finetune_cli.encoded import Examples
 from finetune_cli.engine import expectations
 from finetune_cli.engine.expectations import Expectation
 from finetune_cli.engine.inference import Labelled
+from finetune_cli.engine.optimizer import refuse_missing
 from finetune_cli.engine.preparation import Encoder, labelled, longest_input, training_texts
 from finetune_cli.engine.resume import Resumed
 from finetune_cli.engine.signals import StopFlag
@@ -176,6 +177,7 @@ def _say_supervision(task: Task[Any], examples: dict[str, Examples], splits: Spl
 def _check_options(config: TrainConfig, task: Task[Any], splits: Splits) -> list[Expectation]:
     """Options that only the task and the data can judge."""
     task.refuse_misfits(training=True)
+    refuse_missing(config.optimizer)
     names = task.metric_names()
     monitor = config.train.monitor
     if monitor is not None and monitor not in names:
