@@ -101,6 +101,7 @@ class Trainer:
     _loss: torch.Tensor = field(init=False)
     _saved: tuple[int, bool] = field(init=False, default=(-1, True))
     _head_of: int = field(init=False, default=-1)
+    _has_room: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.updater = Updater(self.model, self.optimizer, clip=self.config.clip, device=self.device.device, scaler=self.device.scaler())
@@ -212,14 +213,21 @@ class Trainer:
         return improved
 
     def save(self, *, best: bool) -> None:
-        """Commit weights and state as of now."""
+        """Commit weights and state as of now: in the background, from a copy."""
         self.updater.raise_if_bad()
         self.settle_head()
         self.state.loss_sum = float(self._loss)
-        self.state.metrics_bytes = self.run.metrics_bytes()
+        self.state.metrics_bytes = self.run.metrics_bytes(durable=False)
         self.state.plan = self.plan.saved()
-        self.saver.save(self.state.step, self.model, {**self.state.saved(), "optimizer": self.updater.state()}, best=best)
+        state = {**self.state.saved(), "optimizer": self.updater.state()}
+        self.saver.save(self.state.step, self.model, state, best=best, first=self.run.metrics_bytes)
         self._saved = (self.state.step, self.state.closed)
+
+    def make_room(self) -> None:
+        """After the first update the optimizer is as large as it gets: what a copy of it needs is made ready beside the next ones."""
+        if not self._has_room:
+            self.saver.make_room(self.model, {"optimizer": self.updater.state()})
+        self._has_room = True
 
     def save_where_stopped(self) -> None:
         """Commit the state between two updates, unless that very state is on disk already (perhaps as the best)."""
@@ -238,21 +246,27 @@ class Trainer:
 
 
 def fit(trainer: Trainer) -> None:
-    """Train to the end of the timetable, or until patience runs out. A signal saves and raises Stopped."""
+    """Train to the end of the timetable, or until patience runs out. A signal saves and raises Stopped.
+
+    Checkpoints are written in the background; when this returns or raises, none is being written any more.
+    """
     t, state = trainer.timetable, trainer.state
     clock = _Clock(trainer)
-    with console.Progress(t.total, start=state.step) as progress:
+    with console.Progress(t.total, start=state.step) as progress, trainer.saver.finishing():
         try:
             if not state.closed or (t.total == 0 and not state.finished):
                 close_step(trainer, clock, progress)
             while state.step < t.total and not state.finished:
+                trainer.saver.look()
                 trainer.step()
+                trainer.make_room()
                 clock.count(trainer.rows_of(state.step - 1), trainer.lengths)
                 progress.update(state.step, state.step / t.per_epoch)
                 close_step(trainer, clock, progress)
         except Stopped:
             trainer.updater.drop_gradients()
             trainer.save_where_stopped()
+            trainer.saver.join()
             console.warn(f"saved step {state.step}")
             raise
         except Diverged:
