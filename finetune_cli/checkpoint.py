@@ -85,8 +85,8 @@ class Saver:
 
     def make_room(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Take the memory of a copy in the background, so that the first save need not wait for the machine to give it page by page."""
-        groups = {"weights": self._weights(model), "moments": flatten(state)[0]}
-        self._writer.start(partial(self._snapshot.make_room, groups, touch=True))
+        moments, _ = flatten(state)
+        self._writer.start(lambda: self._snapshot.make_room({"weights": self._weights(model), "moments": moments}, touch=True))
 
     def look(self) -> None:
         """Raise what went wrong with the checkpoint that was being written; never waits."""
