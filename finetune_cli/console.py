@@ -133,6 +133,11 @@ def cell(value: object) -> str:
     return " ".join(plain(value).split())
 
 
+def mute() -> None:
+    """From now on nothing is said: another process speaks for this one."""
+    _screen.muted = True
+
+
 def attach(path: Path) -> None:
     """From now on also append everything said to this file, as plain text."""
     _screen.attach(path)
@@ -284,7 +289,7 @@ def _bar_width(columns: int) -> int:
 
 def _is_terminal() -> bool:
     try:
-        return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        return not _screen.muted and sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     except ValueError:  # closed
         return False
 
@@ -352,11 +357,14 @@ class _Screen:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # re-entrant: a signal handler may speak while a line is being written
+        self.muted = False
         self.log: IO[bytes] | None = None
         self.live: Console | None = None
         self.bar: Progress | None = None
 
     def show(self, text: str, *, style: str = "", only_log: bool = False) -> None:
+        if self.muted:
+            return
         with self.lock:
             self._write_log(text)
             if only_log:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from finetune_cli.config.schema import DeviceConfig, DeviceName, Precision
 from finetune_cli.errors import MachineError, UserError
+from finetune_cli.world import outside
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -23,13 +24,28 @@ class DevicePlan:
     device: torch.device
     precision: str
     threads: int
+    """Of all processes together."""
     deterministic: bool
+    processes: int
     reasons: dict[str, str]
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the matrix products."""
         return DTYPES[self.precision]
+
+    @property
+    def own_threads(self) -> int:
+        """Threads of this process."""
+        return max(1, self.threads // self.processes)
+
+    def split(self, processes: int, reason: str) -> DevicePlan:
+        """The same plan for so many processes."""
+        return replace(self, processes=processes, reasons={**self.reasons, "processes": reason})
+
+    def of(self, local_rank: int) -> DevicePlan:
+        """The same plan in the process that is the so many-th on its machine."""
+        return self if self.device.type != "cuda" or self.processes == 1 else replace(self, device=torch.device("cuda", local_rank))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in the plan's precision, everything else as the model has it."""
@@ -41,7 +57,7 @@ class DevicePlan:
 
     def apply(self) -> None:
         """Make the process run as planned."""
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.own_threads)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             if self.deterministic:
@@ -68,30 +84,37 @@ class DevicePlan:
             "device": str(self.device),
             "precision": self.precision,
             "threads": self.threads,
+            "processes": self.processes,
             "deterministic": self.deterministic,
             "reasons": self.reasons,
         }
 
 
-def find(config: DeviceConfig, saved: dict[str, Any] | None = None) -> DevicePlan:
+def find(config: DeviceConfig, saved: dict[str, Any] | None = None, *, goes_on: bool = False) -> DevicePlan:
     """Look at the machine. What a run's ``saved`` plan chose on the same kind of device is kept where the config leaves it open.
 
-    Raises UserError for a device or precision that is not here.
+    ``goes_on``: the run itself goes on, with as many processes as before. Raises UserError for a device or precision that is not here.
     """
     device, device_reason = _device(config)
     precision, reason = _precision(config.precision, device)
     threads, threads_reason = _threads(config.threads)
+    processes, processes_reason = _processes(config, device)
     if saved and torch.device(saved["device"]).type == device.type:
         if config.precision == Precision.auto:
             precision, reason = saved["precision"], "as in the run's plan"
         if config.threads is None:
             threads, threads_reason = saved["threads"], "as in the run's plan"
+        if goes_on and config.processes == "auto" and outside() is None:
+            there = torch.cuda.device_count() if device.type == "cuda" else saved.get("processes", 1)
+            processes = min(saved.get("processes", 1), there)
+            processes_reason = "as in the run's plan" if processes == saved.get("processes", 1) else "there are fewer GPUs than before"
     return DevicePlan(
         device=device,
         precision=precision,
         threads=threads,
         deterministic=config.deterministic or device.type == "cpu",
-        reasons={"device": device_reason, "precision": reason, "threads": threads_reason},
+        processes=processes,
+        reasons={"device": device_reason, "precision": reason, "threads": threads_reason, "processes": processes_reason},
     )
 
 
@@ -107,16 +130,46 @@ def _device(config: DeviceConfig) -> tuple[torch.device, str]:
             raise UserError(
                 f"there is no CUDA device: torch {torch.__version__} is {build}", where="device=cuda", fix="device=cpu, or device=auto"
             )
-        if config.index >= torch.cuda.device_count():
-            raise UserError(
-                f"there are {torch.cuda.device_count()} CUDA devices", where=f"device.index={config.index}", fix="device.index=0"
-            )
-        return torch.device("cuda", config.index), f"{'asked for' if asked else 'found'}: {torch.cuda.get_device_name(config.index)}"
+        index = config.index or 0
+        if index >= torch.cuda.device_count():
+            raise UserError(f"there are {torch.cuda.device_count()} CUDA devices", where=f"device.index={index}", fix="device.index=0")
+        return torch.device("cuda", index), f"{'asked for' if asked else 'found'}: {torch.cuda.get_device_name(index)}"
     if name == DeviceName.mps:
         if not mps:
             raise UserError("there is no MPS device here", where="device=mps", fix="device=cpu, or device=auto")
         return torch.device("mps"), "asked for" if asked else "found, and no CUDA device"
     return torch.device("cpu"), "asked for" if asked else "no CUDA or MPS device found"
+
+
+def _processes(config: DeviceConfig, device: torch.device) -> tuple[int, str]:
+    """How many processes share the work. Raises UserError where the number asked for cannot be had."""
+    wanted, place = config.processes, outside()
+    if place is not None:
+        if wanted not in ("auto", place.size):
+            raise UserError(
+                f"{place.size} processes were started from outside",
+                where=f"device.processes={wanted}",
+                fix="leave device.processes out, or start ftune without torchrun",
+            )
+        return place.size, "started from outside (RANK and WORLD_SIZE are set)"
+    if device.type != "cuda":
+        if wanted == "auto":
+            return 1, "on a CPU the threads of one process share the work"
+        if device.type == "mps" and wanted != 1:
+            raise UserError("there is one MPS device", where=f"device.processes={wanted}", fix="device.processes=1")
+        return int(wanted), "asked for"
+    there = torch.cuda.device_count()
+    if config.index is not None:
+        if wanted not in ("auto", 1):
+            raise UserError(
+                "device.index names one device for several processes", where=f"device.processes={wanted}", fix="leave device.index out"
+            )
+        return 1, "device.index names one device"
+    if wanted == "auto":
+        return there, "one a GPU"
+    if int(wanted) > there:
+        raise UserError(f"there are {there} CUDA devices", where=f"device.processes={wanted}", fix=f"device.processes={there} or less")
+    return int(wanted), "asked for"
 
 
 def _precision(wanted: Precision, device: torch.device) -> tuple[str, str]:

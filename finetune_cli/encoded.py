@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from finetune_cli.data import TokenCounts
+from finetune_cli.errors import MachineError
 
 FORMAT = 1
 """Part of every cache key: raise it when the meaning of encoded columns changes."""
@@ -86,6 +87,14 @@ class Examples:
     columns: Columns
     row: np.ndarray
     counts: TokenCounts
+    entry: Path | None = None
+    """Where the arrays are mapped from; None where they are in memory."""
+
+    def __reduce__(self) -> Any:
+        """Another process maps the same files instead of getting a copy."""
+        if self.entry is not None:
+            return _mapped, (self.entry,)
+        return Examples, (self.columns, self.row, self.counts)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -198,7 +207,19 @@ def _open(entry: Path) -> Examples | None:
             columns[name] = array
     if os.access(entry / "meta.json", os.W_OK):
         os.utime(entry / "meta.json")  # when it was last of use
-    return Examples(columns, arrays["row"], TokenCounts(**meta["counts"]))
+    return Examples(columns, arrays["row"], TokenCounts(**meta["counts"]), entry)
+
+
+def _mapped(entry: Path) -> Examples:
+    """The entry that another process of the same work has mapped."""
+    found = _open(entry)
+    if found is None:
+        raise MachineError(
+            "the encoded rows are not there in every process",
+            where=str(entry),
+            fix="let FTUNE_CACHE be a directory that every machine sees",
+        )
+    return found
 
 
 def join(chunks: list[Examples]) -> Examples:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "finetune_cli"
 FLOORS = [
     "errors",
     "config storage randomness",
-    "device run metrics baselines data encoded console corpora",
+    "device world run metrics baselines data encoded console corpora",
     "tasks",
     "models adapters pooling packing batching snapshot",
     "checkpoint",

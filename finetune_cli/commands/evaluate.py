@@ -12,20 +12,18 @@ from finetune_cli.config import EvalConfig, Invocation, Split
 from finetune_cli.data import Splits, load_splits
 from finetune_cli.engine import environment, expectations, scoring
 from finetune_cli.engine.inference import Labelled
-from finetune_cli.engine.opened import Opened, evaluation_name, file_stem, open_model
+from finetune_cli.engine.opened import Opened, evaluation_name, file_stem
 from finetune_cli.engine.preparation import warn_if_cut
 from finetune_cli.engine.scoring import Scored
 from finetune_cli.engine.signals import stoppable
+from finetune_cli.engine.together import worked_at
 from finetune_cli.errors import UserError
 from finetune_cli.run import Run, new_evaluation_dir
 
 
 def run(config: EvalConfig, invocation: Invocation) -> float | None:
     """Score, print ``{split: {metric: …}}``, write the evaluation. Returns the task's own metric."""
-    with stoppable() as stop:
-        opened = open_model(
-            config.ckpt, root=config.run.root, task=config.task, data=config.data, where=config.device, offline=config.offline
-        )
+    with stoppable() as stop, worked_at(config, stop) as (opened, world):
         expected = expectations.read(config.expect, opened.task.metric_names())
         splits, split = _read(config, opened, invocation.user_set)
         rows = splits.rows[split]
@@ -33,18 +31,19 @@ def run(config: EvalConfig, invocation: Invocation) -> float | None:
         examples = opened.encoder.split(rows, splits.roles, splits.sources[split])
         warn_if_cut(split, examples, len(rows), opened.encoder.max_length)
         stop.check()
+        data = world.share(Labelled(examples, targets))
         with console.working(f"scoring {len(rows)} rows"):
             scored = scoring.score(
                 opened.task,
                 opened.model,
-                Labelled(examples, targets),
+                data,
                 rows,
                 splits.roles,
                 seed=opened.seed,
                 layout=opened.layout,
                 plan=opened.plan,
                 device=opened.device,
-                check=stop.check,
+                world=world,
             )
         name = evaluation_name(opened, file_stem(rows.files))
         home = opened.found.run

@@ -21,20 +21,21 @@ from finetune_cli.data import Rows, stream, texts
 from finetune_cli.data.sources import SUFFIXES, File, resolve, suffix_of
 from finetune_cli.encoded import join
 from finetune_cli.engine.inference import Labelled, infer
-from finetune_cli.engine.opened import Opened, open_model
+from finetune_cli.engine.opened import Opened
 from finetune_cli.engine.scoring import json_text
-from finetune_cli.engine.signals import StopFlag, stoppable
+from finetune_cli.engine.signals import stoppable
+from finetune_cli.engine.together import worked_at
 from finetune_cli.errors import MachineError, UserError
+from finetune_cli.world import Alone, outside
 
 
 def run(config: PredictConfig, invocation: Invocation) -> float | None:
     """Read, label, write window after window; each window is flushed before the next is read."""
-    with stoppable() as stop:
+    leads = not (place := outside()) or not place.rank
+    if leads:
         _refuse_other_forms(config.output)
-        source = _source(config)
-        opened = open_model(
-            config.ckpt, root=config.run.root, task=config.task, data=config.data, where=config.device, offline=config.offline
-        )
+    source = _source(config) if leads else None
+    with stoppable() as stop, worked_at(config, stop) as (opened, world):
         started, done, cut = time.perf_counter(), 0, 0
         remarks: Counter[str] = Counter()
         with sink(config.output, source) as out:
@@ -43,7 +44,7 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
             try:
                 for rows in stream(source, unlabelled, format=config.format, offline=config.offline, say=console.say):
                     stop.check()
-                    cut += _window(opened, rows, done, config.keep, out, stop, remarks)
+                    cut += _window(opened, rows, done, config.keep, out, world, remarks)
                     done += len(rows)
             except UserError as error:
                 left = "nothing is written" if config.output or not done else f"the {done:,} rows before are written"
@@ -82,7 +83,7 @@ def _source(config: PredictConfig) -> Any:
     return sys.stdin.buffer
 
 
-def _window(opened: Opened, rows: Rows, done: int, keep: list[str], out: BinaryIO, stop: StopFlag, remarks: Counter[str]) -> int:
+def _window(opened: Opened, rows: Rows, done: int, keep: list[str], out: BinaryIO, world: Alone, remarks: Counter[str]) -> int:
     """Label some rows and write them; returns how many were cut. A blank row has a null answer."""
     rows, roles, _ = opened.task.arrange(opened.task.config, rows, opened.data, labelled=False)
     if missing := [name for name in keep if not rows.has(name)]:
@@ -92,7 +93,14 @@ def _window(opened: Opened, rows: Rows, done: int, keep: list[str], out: BinaryI
     kept = {name: rows.column(name) for name in keep}
     examples = join(list(opened.encoder.chunks(rows, roles, asked=True)))
     inferred = infer(
-        opened.task, opened.model, Labelled(examples, None), layout=opened.layout, plan=opened.plan, device=opened.device, check=stop.check
+        opened.task,
+        opened.model,
+        world.share(Labelled(examples, None)),
+        layout=opened.layout,
+        plan=opened.plan,
+        device=opened.device,
+        check=world.pause,
+        world=world,
     )
     remarks.update(opened.task.remarks(inferred.outputs, rows, roles))
     lines = []

@@ -6,9 +6,9 @@ import copy
 import tempfile
 import time
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -18,20 +18,25 @@ from finetune_cli.batching import BatchPlan
 from finetune_cli.checkpoint import Knowledge, Saver
 from finetune_cli.config import Invocation, Pooling, TrainConfig, saved
 from finetune_cli.engine import environment, resume
-from finetune_cli.engine.finish import finish
+from finetune_cli.engine.finish import attend, finish
 from finetune_cli.engine.loop import Timetable, Trainer, fit
 from finetune_cli.engine.optimizer import warmup_steps
 from finetune_cli.engine.prepared import Prepared, prepare
 from finetune_cli.engine.resume import Resumed
 from finetune_cli.engine.signals import StopFlag, stoppable
+from finetune_cli.engine.together import gathered
 from finetune_cli.errors import Diverged, Exit, FtuneError, Interrupted, Stopped
 from finetune_cli.packing import Packed
 from finetune_cli.run import Run, State
+from finetune_cli.world import Alone, Group, follow_outside, outside
 
 
 def run(config: TrainConfig, invocation: Invocation) -> float | None:
     """Train, and print the run directory whenever there is one. Returns the monitored score, for sweepers."""
+    place = outside()
     with stoppable() as stop:
+        if place is not None and place.rank:
+            follow_outside(place, stop, __name__)
         where = resume.wanted(config)
         resumed = resume.open_run(where, keep=config.train.keep) if where else None
         if resumed is not None and resumed.finished:
@@ -54,9 +59,13 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
     """The run itself, inside its directory: whatever ends it is written into status.json."""
     began = False
     trainer: Trainer | None = None
+    world = Alone(stop)
     try:
         prepared = prepare(config, invocation.user_set, resumed, stop)
-        trainer = _trainer(config, invocation, prepared, directory, resumed, stop)
+        world = gathered(prepared.device, stop, __name__)
+        world.share(Common(config, prepared.for_others(), directory.path, resumed.checkpoint if resumed else None))
+        trainer = _trainer(config, prepared, directory, resumed, world)
+        _begin(config, invocation, prepared, trainer, resumed, stop)
         began = True
         fit(trainer)
         stop.trained()
@@ -83,6 +92,7 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         _close(directory, "failed", trainer.state.step if trainer else 0, Exit.BUG)
         raise
     finally:
+        world.abandon()
         stop.said()
         if began:
             print(directory.path, flush=True)
@@ -145,13 +155,37 @@ def _fresh(config: TrainConfig, p: Prepared, where: str) -> tuple[nn.Module, lis
     return model, new, drawn
 
 
-def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory: Run, resumed: Resumed | None, stop: StopFlag) -> Trainer:
-    """Model, plan and run directory put together; everything that is said before step 1."""
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What every process of a run is given by the one that leads."""
+
+    config: TrainConfig
+    prepared: Prepared
+    run: Path
+    checkpoint: Path | None
+
+
+def follow(world: Group) -> None:
+    """What a process does that does not lead: its share of every batch and every scoring."""
+    common: Common = world.share(cast(Common, None))
+    prepared = replace(common.prepared, device=common.prepared.device.of(world.local_rank))
+    directory = Run(common.run)
+    resumed = Resumed(directory, common.checkpoint, finished=False) if common.checkpoint else None
+    trainer = _trainer(common.config, prepared, directory, resumed, world)
+    fit(trainer)
+    attend(trainer, prepared.data)
+
+
+def _trainer(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed | None, world: Alone) -> Trainer:
+    """Model, plan and run directory put together, in every process alike; nothing is written yet."""
     train, start = p.data["train"], resumed.checkpoint if resumed else None
     timetable = Timetable.of(config.train, len(train.examples))
-    warmup = warmup_steps(config.optimizer, timetable.total)  # a user's error, so before the model is loaded
+    warmup_steps(config.optimizer, timetable.total)  # a user's error, so before the model is loaded
+    p.device.apply()
+    world.on(p.device.device)
     model, adapter = _model(config, p, resumed, directory)
     model = model if adapter and adapter.base.is_quantised else model.to(p.device.device)
+    world.same(model)
     state = checkpoint.load_state(start) if start else None
     saved_plan = state["plan"] if state else None
     layout, layout_told = packing.layout(
@@ -162,18 +196,8 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
         saved=saved_plan["packed"] if saved_plan else None,
     )
     p.task.adjust(model)
-    plan = _batches(config, p, model, packed=isinstance(layout, Packed), layout=layout_told, saved_plan=saved_plan)
+    plan = world.share(_batches(config, p, model, packed=isinstance(layout, Packed), layout=layout_told, saved_plan=saved_plan))
     plans = {"device": p.device.saved(), "batches": plan.saved()}
-    if resumed:
-        resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
-        resume.compare_files(directory.manifest()["files"], p.splits.sources, config.resume_allow)
-    else:
-        _begin(directory, invocation, _manifest(config, p, plans, model, adapter), model)
-    if adapter and p.source is None and not start:
-        _keep_base(directory, model, p.tokenizer)
-    stop.began(directory.path)
-    directory.write_command(["ftune", *invocation.typed])
-    directory.set_status("running", step=state["step"] if state else 0)
     trainer = Trainer(
         task=p.task,
         model=model,
@@ -186,16 +210,35 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
         device=p.device,
         layout=layout,
         run=directory,
-        saver=Saver(directory.store, _knowledge(config, p, plans), p.tokenizer, invocation.config_yaml, adapter),
-        check=stop.check,
+        saver=Saver(directory.store, _knowledge(config, p, plans), p.tokenizer, "", adapter),
+        world=world,
     )
-    if state and start:
+    if state:
         trainer.restore(state)
-        console.say(f"resuming from step {state['step']} ({start.name})")
+    return trainer
+
+
+def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Trainer, resumed: Resumed | None, stop: StopFlag) -> None:
+    """Refuse what cannot be gone on with, make the directory a run, and say everything that is said before step 1."""
+    directory, start = trainer.run, resumed.checkpoint if resumed else None
+    adapter = trainer.saver.adapter
+    if resumed:
+        resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
+        resume.compare_files(directory.manifest()["files"], p.splits.sources, config.resume_allow)
+    else:
+        _write_first(directory, invocation, _manifest(config, p, trainer.saver.knowledge.plan, trainer.model, adapter), trainer.model)
+    if adapter and p.source is None and not start:
+        _keep_base(directory, trainer.model, p.tokenizer)
+    stop.began(directory.path)
+    directory.write_command(["ftune", *invocation.typed])
+    directory.set_status("running", step=trainer.state.step)
+    trainer.saver = replace(trainer.saver, config_yaml=invocation.config_yaml)
+    if start:
+        directory.cut_metrics(trainer.state.metrics_bytes)
+        console.say(f"resuming from step {trainer.state.step} ({start.name})")
     elif resumed:
         directory.cut_metrics(0)  # it was stopped before its first checkpoint: every step is made again
-    _say_plan(config, p, trainer, warmup)
-    return trainer
+    _say_plan(config, p, trainer)
 
 
 def _batches(config: TrainConfig, p: Prepared, model: Any, *, packed: bool, layout: str, saved_plan: dict[str, Any] | None) -> BatchPlan:
@@ -221,7 +264,7 @@ def _knowledge(config: TrainConfig, p: Prepared, plans: dict[str, Any]) -> Knowl
     )
 
 
-def _begin(directory: Run, invocation: Invocation, manifest: dict[str, Any], model: nn.Module) -> None:
+def _write_first(directory: Run, invocation: Invocation, manifest: dict[str, Any], model: nn.Module) -> None:
     """Write what makes a directory a run, once there is room for its checkpoints."""
     weights = sum(t.numel() * t.element_size() for t in model.parameters())
     trained = sum(t.numel() * t.element_size() for t in model.parameters() if t.requires_grad)
@@ -262,14 +305,16 @@ def _manifest(config: TrainConfig, p: Prepared, plans: dict[str, Any], model: nn
     }
 
 
-def _say_plan(config: TrainConfig, p: Prepared, trainer: Trainer, warmup: int) -> None:
+def _say_plan(config: TrainConfig, p: Prepared, trainer: Trainer) -> None:
     """The first screen: what will run, on what, and why."""
     trainable, everything = models.parameters(trainer.model)
     t, plan, d, adapter = trainer.timetable, trainer.plan, p.device, trainer.saver.adapter
+    warmup = warmup_steps(config.optimizer, t.total)
     monitor = config.train.monitor or p.task.monitor
     direction = "higher" if metrics.better(monitor) == "max" else "lower"
     lines = [
         ("device", f"{d.device} ({d.reasons['device']}), {d.threads} threads ({d.reasons['threads']})"),
+        *([("processes", f"{d.processes} ({d.reasons['processes']})")] if d.processes > 1 else []),
         ("precision", f"{d.precision} ({d.reasons['precision']})"),
         ("parameters", f"{trainable:,} trainable of {everything:,}"),
         *([("adapter", adapter.told), ("base", f"{adapter.base.told}, sha256 {adapter.base.sha256[:12]}…")] if adapter else []),

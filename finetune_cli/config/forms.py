@@ -156,6 +156,18 @@ def _steps(value: Any) -> int | str:
     return steps
 
 
+def _processes(value: Any) -> int | str:
+    if value == "auto":
+        return "auto"
+    try:
+        number = _integer(value)
+    except ValueError:
+        raise ValueError("a number of processes, or 'auto'") from None
+    if not 1 <= number <= 4096:
+        raise ValueError("from 1 to 4096 processes, or 'auto'")
+    return number
+
+
 def _betas(value: list[float]) -> list[float]:
     if len(value) != 2 or not all(0 <= beta < 1 for beta in value):
         raise ValueError("two numbers from 0 to below 1")
@@ -218,6 +230,7 @@ FORMS: dict[str, Callable[[Any], Any]] = {
     "parallel": _parallel,
     "checkpoint": _checkpoint,
     "steps": _steps,
+    "processes": _processes,
     "betas": _betas,
     "threshold": _threshold,
     "expectations": _expectations,

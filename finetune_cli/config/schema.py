@@ -274,12 +274,14 @@ class DeviceConfig:
 
     name: DeviceName = DeviceName.auto
     """auto takes CUDA, then Apple's MPS, then the CPU."""
-    index: int = option(0, least=0, most=1023, applies="device.name=auto|cuda")
-    """Which CUDA device."""
+    index: int | None = option(None, least=0, most=1023, applies="device.name=auto|cuda")
+    """Which CUDA device; null: the first, or one for each of ``device.processes``."""
     precision: Precision = Precision.auto
     """Type of the matrix products; weights and optimizer stay fp32. auto: bf16 where the hardware is fast at it, else fp32."""
     threads: int | None = option(None, least=1, most=4096)
-    """CPU threads of one process; null: every core it may use."""
+    """CPU threads, of all processes together; null: every core that may be used."""
+    processes: Any = option("auto", form="processes")
+    """Processes that share the work, one a GPU; auto: as many as there are GPUs, on a CPU one. ``torchrun`` sets it from outside."""
     deterministic: bool = False
     """Bit-equal runs on CUDA too, at some speed; the CPU always is."""
 

@@ -15,7 +15,7 @@ from finetune_cli.data import Rows, Splits, texts
 from finetune_cli.engine import environment, expectations, export, scoring
 from finetune_cli.engine.expectations import Expectation
 from finetune_cli.engine.export import ReloadCheck
-from finetune_cli.engine.inference import Labelled
+from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.engine.loop import Trainer
 from finetune_cli.engine.scoring import Scored
 from finetune_cli.run import Run
@@ -44,14 +44,17 @@ def finish(
     assert best is not None, "a finished run has a checkpoint"
     known = Knowledge.read(best)
     assert known is not None, "a checkpoint of ours says what it knows"
-    trainer.know(known.facts)
+    world = trainer.world
+    trainer.know(world.share(known.facts))
     task = trainer.task
     _say_settled(task, run)
     if best.name != run.store.last().name:  # type: ignore[union-attr]
         checkpoint.load_weights(best, task, trainer.model, trainer.saver.adapter)
-    names = [name for name in ("validation", "test") if name in data and name in splits.labelled]
+    world.same(trainer.model)
+    names = world.share([name for name in ("validation", "test") if name in data and name in splits.labelled])
     scored: dict[str, Scored] = {name: _score(trainer, splits, data[name], name) for name in names}
     scores: dict[str, Score] = {name: s.score for name, s in scored.items()}
+    world.close()
     trainer.check()
     run.write_metrics(scores)
     judged = next((name for name in ("test", "validation") if name in scores), None)
@@ -89,6 +92,25 @@ def finish(
     return None if entry is None else entry["value"]
 
 
+def attend(trainer: Trainer, data: dict[str, Labelled]) -> None:
+    """What a process that does not lead does of ``finish``: its share of the scoring."""
+    world = trainer.world
+    trainer.know(world.share({}))
+    world.same(trainer.model)
+    for name in world.share([""]):
+        infer(
+            trainer.task,
+            trainer.model,
+            data[name],
+            layout=trainer.layout,
+            plan=trainer.plan,
+            device=trainer.device,
+            check=world.pause,
+            world=world,
+        )
+    world.close()
+
+
 def _say_settled(task: Task[Any], run: Run) -> None:
     """Say which facts of the best checkpoint its validation rows settled."""
     before = task.knowing(run.manifest()["facts"]).told_facts()
@@ -111,7 +133,7 @@ def _score(trainer: Trainer, splits: Splits, data: Labelled, name: str) -> Score
             layout=trainer.layout,
             plan=trainer.plan,
             device=trainer.device,
-            check=trainer.check,
+            world=trainer.world,
         )
         scoring.write(trainer.run.evaluation_dir(name, own=True), name, scored, trainer.task, rows, splits.roles)
     return scored

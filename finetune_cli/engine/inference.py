@@ -18,7 +18,9 @@ from finetune_cli import console
 from finetune_cli.batching import BatchPlan, inference_batches, padded
 from finetune_cli.device import DevicePlan, no_room_for_one_row, out_of_memory
 from finetune_cli.encoded import Examples, Ragged, Targets
+from finetune_cli.errors import Interrupted, Stopped
 from finetune_cli.tasks.base import Flat, Layout, Outputs, Task
+from finetune_cli.world import Alone
 
 CREW = 8
 """Batches that a CPU works at side by side at most; more of them would wait for the interpreter."""
@@ -48,9 +50,20 @@ Result = tuple[dict[str, Tensor | Flat], dict[str, Tensor], dict[str, float]]
 
 
 def infer(
-    task: Task[Any], model: nn.Module, data: Labelled, *, layout: Layout, plan: BatchPlan, device: DevicePlan, check: Callable[[], None]
+    task: Task[Any],
+    model: nn.Module,
+    data: Labelled,
+    *,
+    layout: Layout,
+    plan: BatchPlan,
+    device: DevicePlan,
+    check: Callable[[], None],
+    world: Alone | None = None,
 ) -> Inferred:
-    """Run every example once, longest first, and put the outputs back in order. ``check`` is called between batches and may raise."""
+    """Run every example once, longest first, and put the outputs back in order. ``check`` is called between batches and may raise.
+
+    In a ``world`` of several processes each runs its share, and all get everything; a Stopped in one is raised in all.
+    """
     was_training = model.training
     model.eval()
     lengths = data.examples.lengths()
@@ -68,16 +81,26 @@ def infer(
         half = len(indices) // 2
         return [*run(indices[:half]), *run(indices[half:])]
 
-    crew = min(device.threads, CREW) if device.device.type == "cpu" else 1
+    threads = device.own_threads
+    crew = min(threads, CREW) if device.device.type == "cpu" else 1
+    batches = inference_batches(lengths, plan=plan, crew=crew * (world.size if world else 1))
+    stopped: Stopped | None = None
     try:
-        for done in _in_order(run, inference_batches(lengths, plan=plan, crew=crew), check, crew=crew, threads=device.threads):
-            for indices, (outputs, sums, weights) in done:
-                collector.add(indices, outputs, sums, weights)
+        try:
+            for done in _in_order(run, batches[world.rank :: world.size] if world else batches, check, crew=crew, threads=threads):
+                for indices, (outputs, sums, weights) in done:
+                    collector.add(indices, outputs, sums, weights)
+        except Stopped as error:
+            stopped = error
+        if world is not None and world.size > 1:
+            stopped = collector.meet(world, stopped)
+        if stopped is not None:
+            raise stopped
         outputs, loss = collector.result()
         return Inferred(*task.gather(outputs, data.examples), loss)
     finally:
         if crew > 1:
-            torch.set_num_threads(device.threads)
+            torch.set_num_threads(threads)
         model.train(was_training)
 
 
@@ -129,6 +152,7 @@ class _Collector:
         self.outputs: Outputs = {}
         self.flat: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
         self.waiting: list[tuple[np.ndarray, dict[str, Tensor | Flat], dict[str, Tensor]]] = []
+        self.placed: list[np.ndarray] = []
         self.sums: dict[str, float] = {}
         self.weights: dict[str, float] = {}
 
@@ -141,6 +165,7 @@ class _Collector:
 
     def flush(self) -> None:
         for indices, outputs, sums in self.waiting:
+            self.placed.append(indices)
             for name, output in outputs.items():
                 if isinstance(output, Flat):
                     self.flat.setdefault(name, []).append((indices, output.values.cpu().numpy(), output.lengths))
@@ -152,6 +177,29 @@ class _Collector:
             for name, value in sums.items():
                 self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self.waiting.clear()
+
+    def meet(self, world: Alone, stopped: Stopped | None) -> Stopped | None:
+        """Join what every process has; why the first stopped, if one has."""
+        self.flush()
+        placed = np.concatenate([np.zeros(0, np.int64), *self.placed])
+        mine = {name: array[placed] for name, array in self.outputs.items()}
+        why = None if stopped is None else (type(stopped).__name__, stopped.what, stopped.where, stopped.fix)
+        told = world.gather((why, placed, mine, self.flat, self.sums, self.weights))
+        if ends := [end for end, *_ in told if end is not None]:
+            name, what, where, fix = ends[0]
+            return (Interrupted if name == Interrupted.__name__ else Stopped)(what, where=where, fix=fix)
+        self.flat, self.sums, self.weights = {}, {}, {}
+        for _, indices, outputs, flat, sums, weights in told:
+            for name, array in outputs.items():
+                if name not in self.outputs:
+                    self.outputs[name] = np.empty((self.examples, *array.shape[1:]), array.dtype)
+                self.outputs[name][indices] = array
+            for name, parts in flat.items():
+                self.flat.setdefault(name, []).extend(parts)
+            for total, part in ((self.sums, sums), (self.weights, weights)):
+                for name, value in part.items():
+                    total[name] = total.get(name, 0.0) + value
+        return None
 
     def result(self) -> tuple[Outputs, float | None]:
         self.flush()

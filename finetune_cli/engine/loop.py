@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +26,7 @@ from finetune_cli.engine.optimizer import Updater, learning_rate
 from finetune_cli.errors import Diverged, Stopped
 from finetune_cli.run import Run
 from finetune_cli.tasks.base import Evaluation, Facts, Layout, Task
+from finetune_cli.world import Alone
 
 
 @dataclass(slots=True)
@@ -93,7 +93,7 @@ class Trainer:
     layout: Layout
     run: Run
     saver: Saver
-    check: Callable[[], None]
+    world: Alone
     state: State = field(default_factory=State)
     updater: Updater = field(init=False)
     lengths: np.ndarray = field(init=False)
@@ -101,6 +101,7 @@ class Trainer:
     _loss: torch.Tensor = field(init=False)
     _saved: tuple[int, bool] = field(init=False, default=(-1, True))
     _head_of: int = field(init=False, default=-1)
+    _totals: tuple[int, dict[str, float]] = field(init=False, default=(-1, {}))
     _has_room: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -117,8 +118,11 @@ class Trainer:
         return self._epoch[1][place]
 
     def step(self) -> None:
-        """One update over ``train.batch_size`` rows, in as many micro-batches as the plan says; memory that runs out halves them."""
-        rows = self.rows_of(self.state.step)
+        """One update over ``train.batch_size`` rows, in as many micro-batches as the plan says; memory that runs out halves them.
+
+        Of several processes each takes its part of the rows; the update is that of the whole batch.
+        """
+        rows = self.world.part(self.rows_of(self.state.step), self.lengths)
         while True:
             try:
                 loss = self._gradients(rows)
@@ -135,6 +139,7 @@ class Trainer:
                     f"out of memory at step {self.state.step + 1}: {self.plan.micro_tokens} tokens at a time from here on; "
                     f"the batch stays {self.plan.batch_size} rows and the mathematics the same"
                 )
+        loss = self.world.sum_gradients(self.updater.parameters, loss)
         lr = learning_rate(self.optimizer, self.state.step, self.timetable.total)
         self.updater.update(lr, step=self.state.step + 1, loss=loss)
         self._loss += loss
@@ -143,18 +148,15 @@ class Trainer:
         self.state.closed = False
 
     def _gradients(self, rows: np.ndarray) -> torch.Tensor:
-        """Sum the gradients of one batch; returns its loss, on the device."""
+        """Sum the gradients of this process's rows of one batch; returns their part of its loss, on the device."""
         self.model.train()
         batches = [self._batch(part) for part in micro_batches(rows, self.lengths, plan=self.plan)]
-        weights: dict[str, float] = {}
-        for batch in batches:
-            for name, weight in batch.weights.items():
-                weights[name] = weights.get(name, 0.0) + weight
+        weights = self._weights(batches)
         objective = plain(self.task, self.device)
         total = torch.zeros((), device=self.device.device)
         for number, batch in enumerate(batches):
-            self.check()
-            torch.manual_seed(randomness.key(self.config.seed, "dropout", self.state.step, number))
+            self.world.check()
+            torch.manual_seed(randomness.key(self.config.seed, "dropout", self.state.step, number, *filter(None, [self.world.rank])))
             for turn, sums in enumerate(objective(self.model, batch.to(self.device.device))):
                 # rows without anything to learn from weigh 0, and their sum is 0
                 loss = torch.stack([value / (weights[name] or 1.0) for name, value in sums.items()]).sum()
@@ -164,11 +166,25 @@ class Trainer:
                     total += loss.detach()
         return total
 
+    def _weights(self, batches: list[Any]) -> dict[str, float]:
+        """The loss's denominators: sums over the whole batch, asked of the other processes once an update."""
+        if self._totals[0] != self.state.step:
+            weights: dict[str, float] = {}
+            for batch in batches:
+                for name, weight in batch.weights.items():
+                    weights[name] = weights.get(name, 0.0) + weight
+            self._totals = (self.state.step, self.world.totals(weights))
+        return self._totals[1]
+
     def _batch(self, part: np.ndarray) -> Any:
         examples = self.train.examples.take(part)
         assert self.train.targets is not None, "training rows are labelled"
         key = randomness.key(self.config.seed, "collate", self.state.step)
         return self.task.collate(examples.columns, self.train.targets[examples.row], self.layout, key=key)
+
+    def check(self) -> None:
+        """Raise if a signal has come to this process."""
+        self.world.stop.check()
 
     # -- scoring and saving --------------------------------------------------------------------
     def settle_head(self) -> None:
@@ -179,19 +195,31 @@ class Trainer:
         task = self.task.fitting_head()
         if task is None or self._head_of == self.state.step:
             return
-        inferred = infer(task, self.model, self.train, layout=self.layout, plan=self.plan, device=self.device, check=lambda: None)
+        inferred = infer(
+            task,
+            self.model,
+            self.train,
+            layout=self.layout,
+            plan=self.plan,
+            device=self.device,
+            check=self.world.check if self.world.size > 1 else lambda: None,
+            world=self.world,
+        )
         task.fit_head(self.model, Evaluation(inferred.outputs, self.train.targets, self.config.seed, inferred.rows))
         self._head_of = self.state.step
 
     def scores(self, data: Labelled) -> dict[str, float]:
         """Loss and the task's metrics on the validation rows, with the facts that they settle."""
         self.settle_head()
-        inferred = infer(self.task, self.model, data, layout=self.layout, plan=self.plan, device=self.device, check=self.check)
+        world = self.world
+        inferred = infer(
+            self.task, self.model, data, layout=self.layout, plan=self.plan, device=self.device, check=world.pause, world=world
+        )
         assert data.targets is not None and inferred.loss is not None
         evaluation = Evaluation(inferred.outputs, data.targets, self.config.seed, inferred.rows)
-        if (facts := self.task.settle(evaluation)) is not None:
+        if (facts := world.share(self.task.settle(evaluation))) is not None:
             self.know(facts)
-        return {"loss": inferred.loss, **self.task.metrics(evaluation)}
+        return world.share({"loss": inferred.loss, **self.task.metrics(evaluation)})
 
     def know(self, facts: Facts) -> None:
         """Go on with other facts, which every later checkpoint holds."""
@@ -216,18 +244,25 @@ class Trainer:
         """Commit weights and state as of now: in the background, from a copy."""
         self.updater.raise_if_bad()
         self.settle_head()
-        self.state.loss_sum = float(self._loss)
-        self.state.metrics_bytes = self.run.metrics_bytes(durable=False)
-        self.state.plan = self.plan.saved()
-        state = {**self.state.saved(), "optimizer": self.updater.state()}
-        self.saver.save(self.state.step, self.model, state, best=best, first=self.run.metrics_bytes)
+        if self.world.leads:
+            self.state.loss_sum = float(self._loss)
+            self.state.metrics_bytes = self.run.metrics_bytes(durable=False)
+            self.state.plan = self.plan.saved()
+            state = {**self.state.saved(), "optimizer": self.updater.state()}
+            with self.world.patience():
+                self.saver.save(self.state.step, self.model, state, best=best, first=self.run.metrics_bytes)
         self._saved = (self.state.step, self.state.closed)
 
     def make_room(self) -> None:
         """After the first update the optimizer is as large as it gets: what a copy of it needs is made ready beside the next ones."""
-        if not self._has_room:
+        if not self._has_room and self.world.leads:
             self.saver.make_room(self.model, {"optimizer": self.updater.state()})
         self._has_room = True
+
+    def finish_saves(self) -> None:
+        """Wait until the checkpoint that is being written is whole."""
+        with self.world.patience():
+            self.saver.join()
 
     def save_where_stopped(self) -> None:
         """Commit the state between two updates, unless that very state is on disk already (perhaps as the best)."""
@@ -241,7 +276,6 @@ class Trainer:
             setattr(self.state, name, saved[name])
         self.plan = BatchPlan(**self.state.plan)
         self._loss.fill_(self.state.loss_sum)
-        self.run.cut_metrics(self.state.metrics_bytes)
         self._saved = (self.state.step, self.state.closed)
 
 
@@ -263,10 +297,11 @@ def fit(trainer: Trainer) -> None:
                 clock.count(trainer.rows_of(state.step - 1), trainer.lengths)
                 progress.update(state.step, state.step / t.per_epoch)
                 close_step(trainer, clock, progress)
+            trainer.finish_saves()
         except Stopped:
             trainer.updater.drop_gradients()
             trainer.save_where_stopped()
-            trainer.saver.join()
+            trainer.finish_saves()
             console.warn(f"saved step {state.step}")
             raise
         except Diverged:
@@ -301,7 +336,7 @@ def close_step(trainer: Trainer, clock: _Clock, progress: console.Progress) -> N
         trainer._loss.zero_()
         state.loss_steps = 0
     record |= {f"validation/{name}": value for name, value in scores.items()}
-    if record:
+    if record and trainer.world.leads:
         trainer.run.record(state.step, {"epoch": round(state.step / t.per_epoch, 6), **record})
         clock.record()
     patience = trainer.config.patience
@@ -313,7 +348,7 @@ def close_step(trainer: Trainer, clock: _Clock, progress: console.Progress) -> N
     if t.due(state.step, t.save) or (score and best) or state.finished:
         progress.phase("saving")
         trainer.save(best=best)
-    if log:
+    if log and trainer.world.leads:
         trainer.run.set_status("running", step=state.step)
     progress.phase("")
     clock.go_on()

@@ -38,8 +38,10 @@ class Opened:
     seed: int
 
 
-def open_model(ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, where: DeviceConfig, offline: bool) -> Opened:
-    """Find and load ``ckpt``. Raises UserError where it is no usable model."""
+def open_model(
+    ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, where: DeviceConfig, offline: bool, local_rank: int = 0
+) -> Opened:
+    """Find and load ``ckpt``. Raises UserError where it is no usable model. ``local_rank``: which process of its machine this is."""
     if isinstance(ckpt, (list, tuple)):
         raise UserError("several checkpoints at once are not supported yet", where="ckpt", fix="name one checkpoint, or sweep: -m ckpt=A,B")
     found = find(str(ckpt), root=root)
@@ -60,7 +62,7 @@ def open_model(ckpt: Any, *, root: str, task: TaskConfig, data: DataConfig, wher
     config = ModelConfig(path=source.name)
     model_config = models.load_config(source, config, offline=offline)
     kind = tasks.get(task.name)
-    plan = device.find(where, known.plan["device"] if known else None)
+    plan = device.find(where, known.plan["device"] if known else None).of(local_rank)
     plan.apply()
     tokenizer = models.load_tokenizer(source, config, offline=offline)
     opened_task = kind(task, known.facts if known else kind.facts_of(model_config), tokenizer)

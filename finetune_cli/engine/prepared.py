@@ -5,7 +5,7 @@ All that can go wrong with them goes wrong here, before a model is loaded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from finetune_cli.engine.signals import StopFlag
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Task
 from finetune_cli.tasks.sections import Table
+from finetune_cli.world import outside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +44,22 @@ class Prepared:
     expectations: list[Expectation]
     ledger: Table | None
 
+    def for_others(self) -> Prepared:
+        """What the other processes need of it: no rows, nothing to judge, nothing to show."""
+        return replace(self, splits=replace(self.splits, rows={}, notes=()), expectations=[], ledger=None)
+
 
 def prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | None, stop: StopFlag) -> Prepared:
     """Read and check the data, choose device and model, encode. Raises UserError for what cannot be used as given."""
     known = Knowledge.read(resumed.checkpoint) if resumed and resumed.checkpoint else None
-    plan = device.find(config.device, known.plan["device"] if known else None)
+    plan = device.find(config.device, known.plan["device"] if known else None, goes_on=True)
     adapters.check(config.model, plan.device.type)
     kind = tasks.get(config.task.name)
     splits = _read(config, kind, user_set)
     stop.check()
     task = kind(config.task, known.facts if known else kind.learn(config.task, config.data, splits.rows["train"], splits.roles))
     expected = _check_options(config, task, splits)
+    plan = _processes(config, task, plan)
     source = None if known else models.locate(config.model, offline=config.offline)  # a checkpoint needs no other model
     if source is not None and source.hub:
         models.ask_hub(source, offline=config.offline, key="model.path")
@@ -81,6 +87,31 @@ def prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | No
         device=plan,
         expectations=expected,
     )
+
+
+def _processes(config: TrainConfig, task: Task[Any], plan: DevicePlan) -> DevicePlan:
+    """As many processes as the task and the batch allow. Raises UserError where more were asked for."""
+    if plan.processes == 1:
+        return plan
+    asked = outside() is not None or config.device.processes != "auto"
+    where = f"device.processes={plan.processes}"
+    if task.rows_interact:
+        if asked:
+            raise UserError(
+                "rows of a batch are compared with each other here, so that a batch cannot be shared between processes",
+                where=where,
+                fix="device.processes=1",
+            )
+        return plan.split(1, "rows of a batch are compared with each other")
+    if plan.processes > config.train.batch_size:
+        if asked:
+            raise UserError(
+                f"there are {plan.processes} processes for the {config.train.batch_size} rows of a batch",
+                where=where,
+                fix=f"device.processes={config.train.batch_size} or less, or a larger train.batch_size",
+            )
+        return plan.split(config.train.batch_size, "one a row of a batch")
+    return plan
 
 
 def _read(config: TrainConfig, kind: type[Task[Any]], user_set: frozenset[str]) -> Splits:

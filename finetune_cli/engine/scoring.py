@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +21,7 @@ from finetune_cli.errors import UserError
 from finetune_cli.storage import REAL, json_bytes, temporary, write_new, write_whole
 from finetune_cli.tasks.base import Evaluation, Layout, Score, Task
 from finetune_cli.tasks.sections import Heatmap, Section
+from finetune_cli.world import Alone
 
 CHUNK = 4096
 
@@ -46,7 +46,7 @@ def score(
     layout: Layout,
     plan: BatchPlan,
     device: DevicePlan,
-    check: Callable[[], None],
+    world: Alone,
 ) -> Scored:
     """Run the model over a labelled split and score it. Raises UserError where the split carries no labels."""
     if data.targets is None:
@@ -55,7 +55,7 @@ def score(
             where=rows.files[0],
             fix="ftune predict labels them; data.label=COLUMN names labels",
         )
-    inferred = infer(task, model, data, layout=layout, plan=plan, device=device, check=check)
+    inferred = infer(task, model, data, layout=layout, plan=plan, device=device, check=world.pause, world=world)
     evaluation = Evaluation(inferred.outputs, data.targets, seed, inferred.rows)
     loss = inferred.loss if inferred.loss is not None and math.isfinite(inferred.loss) else None
     entries: Score = {"loss": {"value": loss, "low": None, "high": None, "n": len(rows)}, **task.score(evaluation)}
