@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from finetune_cli import console, metrics, randomness
 from finetune_cli.batching import BatchPlan, epoch_order, micro_batches
@@ -24,6 +25,7 @@ from finetune_cli.engine.ahead import Ahead, Update, helps
 from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.engine.objective import plain
 from finetune_cli.engine.optimizer import Updater, learning_rate
+from finetune_cli.engine.profile import DATA, UPDATE, Profile
 from finetune_cli.errors import Diverged, Stopped
 from finetune_cli.run import Run
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Task
@@ -95,6 +97,7 @@ class Trainer:
     run: Run
     saver: Saver
     world: Alone
+    profile: Profile = field(default_factory=Profile)
     state: State = field(default_factory=State)
     updater: Updater = field(init=False)
     lengths: np.ndarray = field(init=False)
@@ -146,7 +149,8 @@ class Trainer:
                 )
         loss = self.world.sum_gradients(self.updater.parameters, loss)
         lr = learning_rate(self.optimizer, self.state.step, self.timetable.total)
-        self.updater.update(lr, step=self.state.step + 1, loss=loss)
+        with record_function(UPDATE):
+            self.updater.update(lr, step=self.state.step + 1, loss=loss)
         self._loss += loss
         self.state.step += 1
         self.state.loss_steps += 1
@@ -155,7 +159,8 @@ class Trainer:
     def _gradients(self, rows: np.ndarray) -> torch.Tensor:
         """Sum the gradients of this process's rows of one batch; returns their part of its loss, on the device."""
         self.model.train()
-        batches = self._batches_now(rows)
+        with record_function(DATA):
+            batches = self._batches_now(rows)
         weights = self._weights(batches)
         objective = plain(self.task, self.device)
         total = torch.zeros((), device=self.device.device)
@@ -309,13 +314,14 @@ def fit(trainer: Trainer) -> None:
     """
     t, state = trainer.timetable, trainer.state
     clock = _Clock(trainer)
-    with console.Progress(t.total, start=state.step) as progress, trainer.saver.finishing(), trainer.ahead:
+    with console.Progress(t.total, start=state.step) as progress, trainer.saver.finishing(), trainer.ahead, trainer.profile:
         try:
             if not state.closed or (t.total == 0 and not state.finished):
                 close_step(trainer, clock, progress)
             while state.step < t.total and not state.finished:
                 trainer.saver.look()
-                trainer.step()
+                with trainer.profile.update():
+                    trainer.step()
                 trainer.make_room()
                 clock.count(trainer.rows_of(state.step - 1), trainer.lengths)
                 progress.update(state.step, state.step / t.per_epoch)

@@ -281,6 +281,17 @@ class Run:
             write_folder(self.fs, self.model_dir, files, link=True)
         return self.model_dir
 
+    def write_profile(self, files: Mapping[str, Content]) -> Path:
+        """Makes ``profile/`` whole: what a profiler saw of some updates."""
+        path = self.path / layout.PROFILE
+        with disk_trouble(self.fs, "writing the profile", path):
+            write_folder(self.fs, path, files)
+        return path
+
+    def profile(self, name: str) -> dict[str, Any]:
+        """A JSON file of ``profile/``; empty if there is none."""
+        return reading.object(self.path / layout.PROFILE / name)
+
     def evaluation_dir(self, name: str, *, own: bool = False) -> Path:
         """A new folder ``eval/NAME`` (-2, -3 … where taken); ``./evals/NAME`` if the run cannot be written.
 
