@@ -11,28 +11,33 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from finetune_cli import adapters
+from finetune_cli import adapters, console, models
 from finetune_cli.adapters import Adapter
-from finetune_cli.errors import UserError
-from finetune_cli.models import check_finite, load_exact, quiet
-from finetune_cli.storage import Store, sha256
+from finetune_cli.errors import Diverged, FtuneError, UserError
+from finetune_cli.models import load_exact, quiet
+from finetune_cli.snapshot import Snapshot, first_not_finite, write_tensors
+from finetune_cli.storage import Background, Store, disk_trouble, sha256
 from finetune_cli.tasks.base import Facts, Task
 
 TASK_FILE, CONFIG_FILE, STATE_FILE, TENSORS_FILE = "task.json", "config.yaml", "state.json", "state.safetensors"
+WEIGHTS_FILE = "model.safetensors"
+"""transformers' own name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Saver:
-    """Writes checkpoints of one run; what never changes while training is turned into bytes once."""
+    """Writes checkpoints of one run from copies, while training goes on; what never changes is turned into bytes once."""
 
     store: Store
     knowledge: Knowledge
@@ -40,39 +45,109 @@ class Saver:
     config_yaml: str
     adapter: Adapter | None = None
     """What is trained in place of the whole model."""
+    _snapshot: Snapshot = field(default_factory=Snapshot)
+    _writer: Background = field(default_factory=lambda: Background("checkpoint"))
+    _unchanging: dict[str, bytes] = field(default_factory=dict)
 
-    def save(self, step: int, model: nn.Module, state: Mapping[str, Any], *, best: bool) -> Path:
-        """Commit model and state as ``step``. Weights with NaN are refused, so that the good checkpoint stays the last."""
-        check_finite(model, f"step {step}")
-        self.store.root.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".tmp-stage-", dir=self.store.root))
+    def save(
+        self, step: int, model: nn.Module, state: Mapping[str, Any], *, best: bool, first: Callable[[], object] = lambda: None
+    ) -> None:
+        """Commit model and state as ``step``: copied aside now, written in the background once the checkpoint before is whole.
+
+        ``first`` runs before a byte is written. What fails is raised by the next ``save``, ``look`` or ``join``. Weights with NaN are
+        refused, so that the good checkpoint stays the last. Where memory has no room for a copy, all is written before this returns.
+        """
+        self.join()
+        moments, skeleton = flatten(state)
+        weights = self._weights(model)
+        files = self._small_files(model) | {
+            TASK_FILE: self.knowledge.to_json(),
+            CONFIG_FILE: self.config_yaml.encode(),
+            STATE_FILE: json.dumps(skeleton, sort_keys=True).encode(),
+        }
+        buffers = {buffer.data_ptr() for buffer in model.buffers()}
+        learnt = [name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.data_ptr() not in buffers]
+        copies = self._snapshot.take({"weights": weights, "moments": moments})
+
+        def write(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+            self._snapshot.settle()
+            if (bad := first_not_finite({name: weights[name] for name in learnt})) is not None:
+                raise Diverged(f"the weights hold NaN or infinity, first in {bad}", where=f"step {step}", fix="start from other weights")
+            first()
+            name = WEIGHTS_FILE if self.adapter is None else adapters.WEIGHTS_FILE
+            tensors = {name: _writer(weights, {"format": "pt"}), TENSORS_FILE: _writer(moments or {"none": torch.zeros(0)})}
+            self.store.save(step, {**files, **tensors}, best=best, meta={"closed": state.get("closed")})
+
+        if copies is None:
+            write(weights, moments)
+        else:
+            self._writer.start(lambda: write(**copies))
+
+    def make_room(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Take the memory of a copy in the background, so that the first save need not wait for the machine to give it page by page."""
+        moments, _ = flatten(state)
+        self._writer.start(lambda: self._snapshot.make_room({"weights": self._weights(model), "moments": moments}, touch=True))
+
+    def look(self) -> None:
+        """Raise what went wrong with the checkpoint that was being written; never waits."""
+        self._writer.look()
+
+    def join(self) -> None:
+        """Wait until the checkpoint that is being written is whole; raises what went wrong."""
+        self._writer.join()
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """After the block, however it ends, nothing is being written; an error of the block goes before one of writing."""
         try:
-            write_model(staging, model, self.tokenizer, self.adapter)
-            files: dict[str, Any] = {p.name: p for p in sorted(staging.iterdir()) if p.is_file()}
-            tensors, skeleton = flatten(state)
-            files |= {
-                TASK_FILE: self.knowledge.to_json(),
-                CONFIG_FILE: self.config_yaml.encode(),
-                STATE_FILE: json.dumps(skeleton, sort_keys=True).encode(),
-                TENSORS_FILE: _writer(tensors),
-            }
-            return self.store.save(step, files, best=best, meta={"closed": state.get("closed")})
+            yield
+            self.join()
+        except BaseException:
+            try:
+                self.join()
+            except FtuneError as error:
+                console.warn(f"nor could a checkpoint be written: {error.what}")
+            raise
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            self._snapshot.release()
+
+    def _weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """What the file of weights holds, as it lies in the model now."""
+        return models.saved_tensors(model) if self.adapter is None else self.adapter.tensors(model)
+
+    def _small_files(self, model: Any) -> dict[str, Any]:
+        """Hugging Face's files beside the tensors."""
+        if not self._unchanging:
+            self._unchanging.update(self._staged(self.tokenizer.save_pretrained))
+        if self.adapter is None:
+            return self._unchanging | self._staged(partial(models.save_without_tensors, model))
+        return self._unchanging | self._staged(partial(_save_configs, model)) | self.adapter.small_files()
+
+    def _staged(self, save: Callable[[Path], object]) -> dict[str, bytes]:
+        """What ``save`` writes into a folder, by name."""
+        quiet()
+        with disk_trouble(self.store.fs, "writing a checkpoint", self.store.root):
+            self.store.root.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=".tmp-stage-", dir=self.store.root))
+            try:
+                save(staging)
+                return {p.name: p.read_bytes() for p in sorted(staging.iterdir()) if p.is_file()}
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_model(directory: Path, model: Any, tokenizer: Any, adapter: Adapter | None = None) -> None:
-    """Plain Hugging Face files: config, one safetensors file, tokenizer. With an adapter, its files in place of the weights."""
-    quiet()
-    tokenizer.save_pretrained(directory)
-    if adapter is None:
-        model.save_pretrained(directory, max_shard_size="1000GB")
-        return
+def _save_configs(model: Any, directory: Path) -> None:
+    """What a model with an adapter is made from: its base's config, in full precision, and how it writes where it does."""
     adapters.in_full_config(model.config).save_pretrained(directory)
     if model.can_generate():
         model.generation_config.save_pretrained(directory)
-    for name, content in adapter.files(model).items():
-        (directory / name).write_bytes(content)
+
+
+def write_model(directory: Path, model: Any, tokenizer: Any) -> None:
+    """Plain Hugging Face files: config, one safetensors file, tokenizer."""
+    quiet()
+    tokenizer.save_pretrained(directory)
+    model.save_pretrained(directory, max_shard_size="1000GB")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +233,7 @@ def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:
 
     def walk(path: str, value: Any) -> Any:
         if isinstance(value, Tensor):
-            tensors[path] = value.detach().cpu().contiguous()
+            tensors[path] = value.detach()
             return {"tensor": path}
         if isinstance(value, Mapping):
             return {"map": {str(k): walk(f"{path}.{k}", v) for k, v in value.items()}}
@@ -183,8 +258,5 @@ def unflatten(skeleton: Any, tensors: Mapping[str, Tensor]) -> Any:
     return float.fromhex(content) if kind == "float" else content
 
 
-def _writer(tensors: dict[str, Tensor]) -> Callable[[BinaryIO], None]:
-    def write(file: BinaryIO) -> None:
-        file.write(save(tensors) if tensors else save({"none": torch.zeros(0)}))
-
-    return write
+def _writer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Callable[[BinaryIO], None]:
+    return lambda file: write_tensors(file, tensors, metadata)

@@ -231,3 +231,13 @@ def no_room_for_one_row(tokens: int, plan: DevicePlan) -> MachineError:
         where="data.max_length",
         fix=f"data.max_length={max(16, tokens // 2)}, a smaller model.path, or a device with more memory",
     )
+
+
+def free_host_memory() -> float:
+    """Bytes that are free in the machine; 4 GiB where it does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            line = next(line for line in file if line.startswith("MemAvailable"))
+        return float(line.split()[1]) * 1024
+    except (OSError, StopIteration, ValueError):
+        return 4.0 * 2**30

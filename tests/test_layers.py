@@ -13,7 +13,7 @@ FLOORS = [
     "config storage randomness",
     "device world run metrics baselines data encoded console corpora",
     "tasks",
-    "models adapters pooling packing batching",
+    "models adapters pooling packing batching snapshot",
     "checkpoint",
     "engine report",
     "commands",

@@ -7,6 +7,7 @@ A checkpoint holds the adapter, the head and what tells the base again: its name
 from __future__ import annotations
 
 from finetune_cli.adapters.adapter import (
+    WEIGHTS_FILE,
     Adapter,
     attach,
     bare,
@@ -24,6 +25,7 @@ from finetune_cli.adapters.quantised import in_full_config
 
 __all__ = [
     "BASE",
+    "WEIGHTS_FILE",
     "Adapter",
     "Base",
     "attach",

@@ -78,14 +78,19 @@ class Adapter:
 
     def files(self, model: nn.Module, *, head: nn.Module | None = None) -> dict[str, bytes]:
         """peft's two files and ``base.json``; with ``head``, another model's head goes with the adapter."""
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _trained(model, self.whole).items()}
+        tensors = self.tensors(model)
         if head is not None:
-            tensors |= {PREFIX + name: tensor.detach().cpu().contiguous().clone() for name, tensor in _whole(head, self.whole).items()}
-        return {
-            CONFIG_FILE: json.dumps(self.config, indent=1, sort_keys=True).encode(),
-            WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}),
-            BASE_FILE: self.base.to_json(),
-        }
+            tensors |= {PREFIX + name: tensor for name, tensor in _whole(head, self.whole).items()}
+        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        return {**self.small_files(), WEIGHTS_FILE: save(copies, metadata={"format": "pt"})}
+
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """What is trained, as it lies in the model now, by the names of peft's file."""
+        return _trained(model, self.whole)
+
+    def small_files(self) -> dict[str, bytes]:
+        """peft's config and ``base.json``: the same from the first step to the last."""
+        return {CONFIG_FILE: json.dumps(self.config, indent=1, sort_keys=True).encode(), BASE_FILE: self.base.to_json()}
 
 
 def check(config: ModelConfig, device: str) -> None:

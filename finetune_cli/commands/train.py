@@ -22,6 +22,7 @@ from finetune_cli.engine.finish import attend, finish
 from finetune_cli.engine.loop import Timetable, Trainer, fit
 from finetune_cli.engine.optimizer import warmup_steps
 from finetune_cli.engine.prepared import Prepared, prepare
+from finetune_cli.engine.profile import Profile
 from finetune_cli.engine.resume import Resumed
 from finetune_cli.engine.signals import StopFlag, stoppable
 from finetune_cli.engine.together import gathered
@@ -212,6 +213,7 @@ def _trainer(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed 
         run=directory,
         saver=Saver(directory.store, _knowledge(config, p, plans), p.tokenizer, "", adapter),
         world=world,
+        profile=Profile(directory, p.device, wanted=config.device.profile and world.leads),
     )
     if state:
         trainer.restore(state)

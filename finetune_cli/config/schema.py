@@ -288,6 +288,14 @@ class DeviceConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class TrainDeviceConfig(DeviceConfig):
+    """What to train on."""
+
+    profile: bool = False
+    """Look at five updates, after three of warm-up: where their time goes, on the screen and in the report; a trace in ``profile/``."""
+
+
+@dataclass(kw_only=True, slots=True)
 class TrainSection:
     """How long, how much at a time, when to score and to save."""
 
@@ -337,7 +345,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    device: DeviceConfig = field(default_factory=DeviceConfig)
+    device: TrainDeviceConfig = field(default_factory=TrainDeviceConfig)
     train: TrainSection = field(default_factory=TrainSection)
     run: RunConfig = field(default_factory=RunConfig)
     resume: str | None = option(None, path=True)

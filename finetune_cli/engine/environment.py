@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from finetune_cli import __version__
+from finetune_cli.device import free_host_memory
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors", "hydra-core", "omegaconf", "scikit-learn", "pyarrow")
 
@@ -41,12 +42,7 @@ def free_memory(device: torch.device) -> float:
     """Bytes that are free on the device, or in the machine for a CPU."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            line = next(line for line in file if line.startswith("MemAvailable"))
-        return float(line.split()[1]) * 1024
-    except (OSError, StopIteration, ValueError):
-        return 4.0 * 2**30
+    return free_host_memory()
 
 
 def git_commit() -> str | None:

@@ -12,7 +12,7 @@ from finetune_cli.baselines import CONSTANT
 from finetune_cli.checkpoint import Knowledge
 from finetune_cli.config import TrainConfig
 from finetune_cli.data import Rows, Splits, texts
-from finetune_cli.engine import environment, expectations, export, scoring
+from finetune_cli.engine import environment, expectations, export, profile, scoring
 from finetune_cli.engine.expectations import Expectation
 from finetune_cli.engine.export import ReloadCheck
 from finetune_cli.engine.inference import Labelled, infer
@@ -226,7 +226,7 @@ def _report(
                 baselines=baselines,
                 history=run.history(),
                 timing=run.timing(),
-                sections=[*ledgers, *(shown.sections if shown else [])],
+                sections=[*ledgers, *profile.tables(run), *(shown.sections if shown else [])],
                 data_table=Table("Data", table.headers, table.cells),
                 monitor=monitor,
                 notes=table.warnings,

@@ -14,18 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from finetune_cli import console, metrics, randomness
 from finetune_cli.batching import BatchPlan, epoch_order, micro_batches
 from finetune_cli.checkpoint import Saver
 from finetune_cli.config.schema import OptimizerConfig, TrainSection
 from finetune_cli.device import DevicePlan, no_room_for_one_row, out_of_memory
+from finetune_cli.engine.ahead import Ahead, Update, helps
 from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.engine.objective import plain
 from finetune_cli.engine.optimizer import Updater, learning_rate
+from finetune_cli.engine.profile import DATA, UPDATE, Profile
 from finetune_cli.errors import Diverged, Stopped
 from finetune_cli.run import Run
-from finetune_cli.tasks.base import Evaluation, Facts, Layout, Task
+from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Task
 from finetune_cli.world import Alone
 
 
@@ -94,27 +97,33 @@ class Trainer:
     run: Run
     saver: Saver
     world: Alone
+    profile: Profile = field(default_factory=Profile)
     state: State = field(default_factory=State)
     updater: Updater = field(init=False)
     lengths: np.ndarray = field(init=False)
-    _epoch: tuple[int, list[np.ndarray]] = field(init=False, default=(-1, []))
+    ahead: Ahead = field(init=False)
+    _epochs: dict[int, list[np.ndarray]] = field(init=False, default_factory=dict)
     _loss: torch.Tensor = field(init=False)
     _saved: tuple[int, bool] = field(init=False, default=(-1, True))
     _head_of: int = field(init=False, default=-1)
     _totals: tuple[int, dict[str, float]] = field(init=False, default=(-1, {}))
+    _has_room: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.updater = Updater(self.model, self.optimizer, clip=self.config.clip, device=self.device.device, scaler=self.device.scaler())
         self.lengths = self.train.examples.lengths()
         self._loss = torch.zeros((), device=self.device.device)
+        self.ahead = Ahead(self._batches)
 
     # -- one update ----------------------------------------------------------------------------
     def rows_of(self, step: int) -> np.ndarray:
         """Indices of the examples of update ``step`` (from 0)."""
         epoch, place = divmod(step, self.timetable.per_epoch)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, epoch_order(self.lengths, plan=self.plan, seed=self.config.seed, epoch=epoch))
-        return self._epoch[1][place]
+        order = self._epochs.get(epoch)
+        if order is None:
+            order = epoch_order(self.lengths, plan=self.plan, seed=self.config.seed, epoch=epoch)
+            self._epochs = {**{e: o for e, o in self._epochs.items() if e == epoch - 1}, epoch: order}  # ``ahead`` may be in the next one
+        return order[place]
 
     def step(self) -> None:
         """One update over ``train.batch_size`` rows, in as many micro-batches as the plan says; memory that runs out halves them.
@@ -140,7 +149,8 @@ class Trainer:
                 )
         loss = self.world.sum_gradients(self.updater.parameters, loss)
         lr = learning_rate(self.optimizer, self.state.step, self.timetable.total)
-        self.updater.update(lr, step=self.state.step + 1, loss=loss)
+        with record_function(UPDATE):
+            self.updater.update(lr, step=self.state.step + 1, loss=loss)
         self._loss += loss
         self.state.step += 1
         self.state.loss_steps += 1
@@ -149,14 +159,15 @@ class Trainer:
     def _gradients(self, rows: np.ndarray) -> torch.Tensor:
         """Sum the gradients of this process's rows of one batch; returns their part of its loss, on the device."""
         self.model.train()
-        batches = [self._batch(part) for part in micro_batches(rows, self.lengths, plan=self.plan)]
+        with record_function(DATA):
+            batches = self._batches_now(rows)
         weights = self._weights(batches)
         objective = plain(self.task, self.device)
         total = torch.zeros((), device=self.device.device)
         for number, batch in enumerate(batches):
             self.world.check()
             torch.manual_seed(randomness.key(self.config.seed, "dropout", self.state.step, number, *filter(None, [self.world.rank])))
-            for turn, sums in enumerate(objective(self.model, batch.to(self.device.device))):
+            for turn, sums in enumerate(objective(self.model, batch)):
                 # rows without anything to learn from weigh 0, and their sum is 0
                 loss = torch.stack([value / (weights[name] or 1.0) for name, value in sums.items()]).sum()
                 scaler = self.updater.scaler
@@ -175,11 +186,29 @@ class Trainer:
             self._totals = (self.state.step, self.world.totals(weights))
         return self._totals[1]
 
-    def _batch(self, part: np.ndarray) -> Any:
+    def _batches_now(self, rows: np.ndarray) -> list[Batch]:
+        """The micro-batches of this update, on the device; where it pays, those of the next are begun."""
+        step, plan, task = self.state.step, self.plan, self.task
+        made = self.ahead.take(Update(step, rows, plan, task))
+        if made is None:
+            made = [self._batch(part).to(self.device.device) for part in micro_batches(rows, self.lengths, plan=plan)]
+        if helps(self.device.device) and step + 1 < self.timetable.total:
+            self.ahead.begin(lambda: Update(step + 1, self.world.part(self.rows_of(step + 1), self.lengths), plan, task))
+        return made
+
+    def _batches(self, update: Update) -> list[Batch]:
+        """The micro-batches of any update, on the device: read from any thread."""
+        parts = micro_batches(update.rows, self.lengths, plan=update.plan)
+        return [self._collated(update.task, update.step, part).to(self.device.device) for part in parts]
+
+    def _batch(self, part: np.ndarray) -> Batch:
+        return self._collated(self.task, self.state.step, part)
+
+    def _collated(self, task: Task[Any], step: int, part: np.ndarray) -> Batch:
         examples = self.train.examples.take(part)
         assert self.train.targets is not None, "training rows are labelled"
-        key = randomness.key(self.config.seed, "collate", self.state.step)
-        return self.task.collate(examples.columns, self.train.targets[examples.row], self.layout, key=key)
+        key = randomness.key(self.config.seed, "collate", step)
+        return task.collate(examples.columns, self.train.targets[examples.row], self.layout, key=key)
 
     def check(self) -> None:
         """Raise if a signal has come to this process."""
@@ -240,16 +269,28 @@ class Trainer:
         return improved
 
     def save(self, *, best: bool) -> None:
-        """Commit weights and state as of now."""
+        """Commit weights and state as of now: in the background, from a copy."""
         self.updater.raise_if_bad()
         self.settle_head()
         if self.world.leads:
             self.state.loss_sum = float(self._loss)
-            self.state.metrics_bytes = self.run.metrics_bytes()
+            self.state.metrics_bytes = self.run.metrics_bytes(durable=False)
             self.state.plan = self.plan.saved()
+            state = {**self.state.saved(), "optimizer": self.updater.state()}
             with self.world.patience():
-                self.saver.save(self.state.step, self.model, {**self.state.saved(), "optimizer": self.updater.state()}, best=best)
+                self.saver.save(self.state.step, self.model, state, best=best, first=self.run.metrics_bytes)
         self._saved = (self.state.step, self.state.closed)
+
+    def make_room(self) -> None:
+        """After the first update the optimizer is as large as it gets: what a copy of it needs is made ready beside the next ones."""
+        if not self._has_room and self.world.leads:
+            self.saver.make_room(self.model, {"optimizer": self.updater.state()})
+        self._has_room = True
+
+    def finish_saves(self) -> None:
+        """Wait until the checkpoint that is being written is whole."""
+        with self.world.patience():
+            self.saver.join()
 
     def save_where_stopped(self) -> None:
         """Commit the state between two updates, unless that very state is on disk already (perhaps as the best)."""
@@ -267,21 +308,29 @@ class Trainer:
 
 
 def fit(trainer: Trainer) -> None:
-    """Train to the end of the timetable, or until patience runs out. A signal saves and raises Stopped."""
+    """Train to the end of the timetable, or until patience runs out. A signal saves and raises Stopped.
+
+    Checkpoints are written in the background; when this returns or raises, none is being written any more.
+    """
     t, state = trainer.timetable, trainer.state
     clock = _Clock(trainer)
-    with console.Progress(t.total, start=state.step) as progress:
+    with console.Progress(t.total, start=state.step) as progress, trainer.saver.finishing(), trainer.ahead, trainer.profile:
         try:
             if not state.closed or (t.total == 0 and not state.finished):
                 close_step(trainer, clock, progress)
             while state.step < t.total and not state.finished:
-                trainer.step()
+                trainer.saver.look()
+                with trainer.profile.update():
+                    trainer.step()
+                trainer.make_room()
                 clock.count(trainer.rows_of(state.step - 1), trainer.lengths)
                 progress.update(state.step, state.step / t.per_epoch)
                 close_step(trainer, clock, progress)
+            trainer.finish_saves()
         except Stopped:
             trainer.updater.drop_gradients()
             trainer.save_where_stopped()
+            trainer.finish_saves()
             console.warn(f"saved step {state.step}")
             raise
         except Diverged:

@@ -10,6 +10,7 @@ from finetune_cli.models.execution import activation_bytes, checkpoint_gradients
 from finetune_cli.models.faults import quiet
 from finetune_cli.models.hub import ask_hub
 from finetune_cli.models.loading import check_finite, load, load_config, load_exact, skeleton
+from finetune_cli.models.saving import save_without_tensors, saved_tensors
 from finetune_cli.models.scratch import build, family, train_tokenizer
 from finetune_cli.models.source import BUNDLED, BUNDLED_HUB_ID, Source, locate, of_run
 from finetune_cli.models.tokenizer import check_vocabulary, length_limit, load_tokenizer, tokenizer_digest
@@ -35,6 +36,8 @@ __all__ = [
     "of_run",
     "parameters",
     "quiet",
+    "save_without_tensors",
+    "saved_tensors",
     "skeleton",
     "tokenizer_digest",
     "train_tokenizer",

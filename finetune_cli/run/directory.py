@@ -215,15 +215,17 @@ class Run:
                 self._tidy.add(name)
             self.fs.append(path, json_line({**first, **rest}))
 
-    def metrics_bytes(self) -> int:
-        """Length of metrics.jsonl, durable up to there: what a checkpoint remembers."""
+    def metrics_bytes(self, *, durable: bool = True) -> int:
+        """Length of metrics.jsonl: what a checkpoint remembers. ``durable`` up to there, as it must be before the checkpoint is."""
         path = self.path / layout.HISTORY
         if not path.exists():
             return 0
-        with disk_trouble(self.fs, f"writing {layout.HISTORY}", path):
-            self.fs.fsync(path)
-            self.fs.fsync_dir(self.path)
-        return path.stat().st_size
+        size = path.stat().st_size
+        if durable:
+            with disk_trouble(self.fs, f"writing {layout.HISTORY}", path):
+                self.fs.fsync(path)
+                self.fs.fsync_dir(self.path)
+        return size
 
     def cut_metrics(self, offset: int) -> None:
         """Forgets the records after ``offset`` (they are made again). ``UserError`` if there are fewer bytes than that."""
@@ -278,6 +280,17 @@ class Run:
         with disk_trouble(self.fs, "writing the model", self.model_dir):
             write_folder(self.fs, self.model_dir, files, link=True)
         return self.model_dir
+
+    def write_profile(self, files: Mapping[str, Content]) -> Path:
+        """Makes ``profile/`` whole: what a profiler saw of some updates."""
+        path = self.path / layout.PROFILE
+        with disk_trouble(self.fs, "writing the profile", path):
+            write_folder(self.fs, path, files)
+        return path
+
+    def profile(self, name: str) -> dict[str, Any]:
+        """A JSON file of ``profile/``; empty if there is none."""
+        return reading.object(self.path / layout.PROFILE / name)
 
     def evaluation_dir(self, name: str, *, own: bool = False) -> Path:
         """A new folder ``eval/NAME`` (-2, -3 … where taken); ``./evals/NAME`` if the run cannot be written.

@@ -25,6 +25,7 @@ MODEL = "model"
 BASE = "base"
 EVALUATIONS = "eval"
 REPORT = "report"
+PROFILE = "profile"
 LOCK = ".lock"
 RESERVE = ".reserve"
 

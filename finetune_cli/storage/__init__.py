@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_cli.storage.background import Background
 from finetune_cli.storage.files import (
     REAL,
     Content,
@@ -31,6 +32,7 @@ from finetune_cli.storage.store import MANIFEST, Store
 __all__ = [
     "MANIFEST",
     "REAL",
+    "Background",
     "Content",
     "FileSystem",
     "Lock",
