@@ -17,7 +17,7 @@ from finetune_cli.batching import Padded
 from finetune_cli.config import DeviceConfig
 from finetune_cli.device import DevicePlan, find
 from finetune_cli.encoded import Ragged
-from finetune_cli.packing import Dropout, Group, Packed, Packing
+from finetune_cli.packing import Dropout, Group, Packed, Packing, rows
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 90, "num_labels": 3}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -63,7 +63,7 @@ def plan() -> DevicePlan:
 @pytest.mark.parametrize("apart", [False, True])
 def test_packed_is_padded(family: str, multiple: int, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits and every gradient, with dropout off: the model's own padded forward against the packed one."""
-    monkeypatch.setattr(packing, "WORTH_A_GROUP", 1 if apart else 10**9)
+    monkeypatch.setattr(rows, "WORTH_A_GROUP", 1 if apart else 10**9)
     model = network(family)
     without_dropout(model)
     model.train()
@@ -115,7 +115,7 @@ def test_mixed_samples_are_noticed_before_training(monkeypatch: pytest.MonkeyPat
     ("model", "said"),
     [
         (lambda: transformers.GPT2ForSequenceClassification(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9)), "gpt2"),
-        (lambda: transformers.BertForTokenClassification(transformers.BertConfig(**SMALL)), "BertForTokenClassification"),
+        (lambda: transformers.BertForQuestionAnswering(transformers.BertConfig(**SMALL)), "BertForQuestionAnswering"),
         (lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL, is_decoder=True)), "decoder"),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_padded_run_stays_padded() -> None:
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.sampled_from([1, 8, 64]), st.sampled_from([1, 40, 1024]))
 def test_every_token_attends_to_its_own_sample_and_comes_back(lengths: list[int], multiple: int, worth: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "WORTH_A_GROUP", worth)
+        patch.setattr(rows, "WORTH_A_GROUP", worth)
         packed: Packing = Packed({}, multiple).lay({"input_ids": Ragged.of([[7] * n for n in lengths])})["packing"]
     total = sum(lengths)
     sample_of = np.repeat(np.arange(len(lengths)), lengths)
