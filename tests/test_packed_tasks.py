@@ -41,9 +41,9 @@ class Case:
     targets: Any
 
     @classmethod
-    def of(cls, task: Task[Any], rows: Any, roles: Any) -> Case:
-        examples = task.encode(rows, roles, task.tokenizer, max_length=48, first_row=0)
-        assert len(set(examples.lengths().tolist())) > 3, "samples of one length would prove little"
+    def of(cls, task: Task[Any], rows: Any, roles: Any, *, varied: bool = True, max_length: int = 48) -> Case:
+        examples = task.encode(rows, roles, task.tokenizer, max_length=max_length, first_row=0)
+        assert len(set(examples.lengths().tolist())) > (3 if varied else 1), "samples of one length would prove little"
         return cls(task, examples, task.read_targets(DataConfig(), rows, roles))
 
     def batch(self, part: Any, layout: Any, key: int = 3) -> Any:
@@ -78,6 +78,48 @@ def fills(tokenizers: dict[str, Any]) -> Case:
     return Case.of(
         kind(kind.Config(), kind.learn(kind.Config(), DataConfig(), rows, roles)).reading_with(tokenizers["encoder"]), rows, roles
     )
+
+
+@pytest.fixture(scope="module")
+def chat(tokenizers: dict[str, Any]) -> Case:
+    """Conversations, of which the answers are learnt."""
+    said = [[{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1][: 3 + i]}] for i, text in enumerate(TEXTS)]
+    return writing(tokenizers["decoder"], {"messages": pa.array(said)}, chat=True)
+
+
+@pytest.fixture(scope="module")
+def prose(tokenizers: dict[str, Any]) -> Case:
+    """Blocks of text whose documents see each other; the last is shorter."""
+    return writing(tokenizers["decoder"], {"text": TEXTS}, chat=False)
+
+
+@pytest.fixture(scope="module")
+def documents(tokenizers: dict[str, Any]) -> Case:
+    """Blocks of text whose documents are kept apart."""
+    return writing(tokenizers["decoder"], {"text": TEXTS}, chat=False, attention_within_documents=True)
+
+
+def writing(tokenizer: Any, columns: dict[str, Any], *, chat: bool, **options: Any) -> Case:
+    kind = get("text-generation")
+    config = kind.Config(**options)
+    rows, roles = arranged(kind, columns, config)
+    return Case.of(kind(config, {"chat": chat}).reading_with(tokenizer), rows, roles, varied=chat, max_length=160 if chat else 48)
+
+
+def labelled(tokenizer: Any) -> Case:
+    kind = get("text-classification")
+    rows, roles = arranged(kind, {"text": TEXTS, "label": ["abc"[i % 3] for i in range(len(TEXTS))]}, kind.Config())
+    return Case.of(kind(kind.Config(), kind.learn(kind.Config(), DataConfig(), rows, roles)).reading_with(tokenizer), rows, roles)
+
+
+@pytest.fixture(scope="module")
+def labels(tokenizers: dict[str, Any]) -> Case:
+    return labelled(tokenizers["encoder"])
+
+
+@pytest.fixture(scope="module")
+def decoder_labels(tokenizers: dict[str, Any]) -> Case:
+    return labelled(tokenizers["decoder"])
 
 
 def network(case: Case, family: str, head: str, shape: dict[str, Any]) -> Any:
@@ -121,7 +163,7 @@ def outputs(case: Case, model: Any, layout: Any, part: Any) -> dict[str, Any]:
 
 def held_equal(case: Case, model: Any, *, multiple: int, tight: float = 1e-5) -> None:
     """Loss, every gradient and every answer: packed, in one part or in three, against padded."""
-    padded, packed = Padded({"input_ids": 0}, 64), Packed({"input_ids": 0}, multiple)
+    padded, packed = Padded({"input_ids": 0}, 256), Packed({"input_ids": 0}, multiple)
     every = np.arange(len(case.examples))
     expected_loss, expected = learnt(case, model, padded, [every])
     for parts in ([every], np.array_split(every[::-1], 3)):
@@ -143,6 +185,62 @@ def held_equal(case: Case, model: Any, *, multiple: int, tight: float = 1e-5) ->
 def test_heads_that_read_every_token(fixture: str, head: str, family: str, multiple: int, request: pytest.FixtureRequest) -> None:
     case = request.getfixturevalue(fixture)
     model = network(case, family, head, ENCODERS[family])
+    assert packing.install(model) is None
+    held_equal(case, model, multiple=multiple)
+
+
+DECODER = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+NEAR = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+INTERFACE: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", DECODER),
+    "llama 3 rotary": ("Llama", DECODER | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
+    "mistral": ("Mistral", DECODER | {"sliding_window": 7}),
+    "mistral, no window": ("Mistral", DECODER | {"sliding_window": None}),
+    "qwen2": ("Qwen2", DECODER),
+    "qwen2, windows": ("Qwen2", DECODER | NEAR),
+    "qwen3": ("Qwen3", DECODER | {"head_dim": 16}),
+    "qwen3, windows": ("Qwen3", DECODER | NEAR),
+    "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4}),
+    "gpt2, scaled": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "scale_attn_by_inverse_layer_idx": True}),
+}
+MODERNBERT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48, "local_attention": 8}
+
+
+@pytest.mark.parametrize("multiple", [1, 64])
+@pytest.mark.parametrize("fixture", ["chat", "prose", "documents"])
+@pytest.mark.parametrize("name", INTERFACE)
+def test_decoders_that_write(name: str, fixture: str, multiple: int, request: pytest.FixtureRequest) -> None:
+    case = request.getfixturevalue(fixture)
+    family, shape = INTERFACE[name]
+    model = network(case, family, "LMHeadModel" if family == "GPT2" else "ForCausalLM", shape)
+    assert packing.install(model) is None
+    held_equal(case, model, multiple=multiple)
+
+
+@pytest.mark.parametrize("multiple", [1, 64])
+@pytest.mark.parametrize(("fixture", "head"), [("decoder_labels", "ForSequenceClassification"), ("entities", "ForTokenClassification")])
+@pytest.mark.parametrize("name", INTERFACE)
+def test_decoders_that_label(name: str, fixture: str, head: str, multiple: int, request: pytest.FixtureRequest) -> None:
+    family, shape = INTERFACE[name]
+    case = request.getfixturevalue(fixture)
+    model = network(case, family, head, shape)
+    assert packing.install(model) is None
+    held_equal(case, model, multiple=multiple)
+
+
+@pytest.mark.parametrize("multiple", [1, 64])
+@pytest.mark.parametrize(
+    ("fixture", "head", "pooling"),
+    [
+        ("labels", "ForSequenceClassification", "cls"),
+        ("labels", "ForSequenceClassification", "mean"),
+        ("entities", "ForTokenClassification", "cls"),
+        ("fills", "ForMaskedLM", "cls"),
+    ],
+)
+def test_modernbert(fixture: str, head: str, pooling: str, multiple: int, request: pytest.FixtureRequest) -> None:
+    case = request.getfixturevalue(fixture)
+    model = network(case, "ModernBert", head, MODERNBERT | {"classifier_pooling": pooling})
     assert packing.install(model) is None
     held_equal(case, model, multiple=multiple)
 
@@ -169,7 +267,7 @@ def test_mixed_samples_are_noticed(fixture: str, head: str, request: pytest.Fixt
 
     case = request.getfixturevalue(fixture)
     real: Callable[..., Any] = rows.Packing.of.__func__  # type: ignore[attr-defined]
-    monkeypatch.setattr(rows.Packing, "of", classmethod(lambda cls, lengths, *, size: real(cls, np.array([int(lengths.sum())]), size=size)))
+    monkeypatch.setattr(rows.Packing, "of", classmethod(lambda cls, n, **more: real(cls, np.array([int(n.sum())]), **more)))
     model = network(case, "Bert", head, {**ENCODERS["Bert"], "num_labels": 3})
     told = packing.install(model)
     assert told is not None and "differ" in told

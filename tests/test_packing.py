@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,11 +99,11 @@ def test_mixed_samples_are_noticed_before_training(monkeypatch: pytest.MonkeyPat
     """Attention across samples raises nothing by itself: the proof refuses it and the model stays padded."""
     real = Packing.of.__func__  # type: ignore[attr-defined]
 
-    def merged(cls: Any, lengths: np.ndarray, *, size: int) -> Packing:
+    def merged(cls: Any, lengths: np.ndarray, *, size: int, varlen: bool) -> Packing:
         true, one = real(cls, lengths, size=size), real(cls, np.array([int(lengths.sum())]), size=size)
         everything = one.groups[0]
         groups = (Group(len(lengths), everything.width, everything.tokens.repeat(len(lengths)), None, torch.arange(len(lengths))),)
-        return Packing(true.position, true.first, groups, one.back, torch.arange(len(lengths)))
+        return replace(true, groups=groups, back=one.back, back_first=torch.arange(len(lengths)))
 
     monkeypatch.setattr(Packing, "of", classmethod(merged))
     model = network("Bert")
@@ -114,7 +115,13 @@ def test_mixed_samples_are_noticed_before_training(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (lambda: transformers.GPT2ForSequenceClassification(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9)), "gpt2"),
+        (lambda: transformers.GPT2ForSequenceClassification(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1)), "no padding token"),
+        (lambda: transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SMALL, pad_token_id=0)), "gpt_neox"),
+        (lambda: transformers.DebertaV2ForTokenClassification(transformers.DebertaV2Config(**SMALL)), "distances between tokens"),
+        (
+            lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(d_model=8, d_ff=8, num_layers=1, vocab_size=9)),
+            "looks across",
+        ),
         (lambda: transformers.BertForQuestionAnswering(transformers.BertConfig(**SMALL)), "BertForQuestionAnswering"),
         (lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL, is_decoder=True)), "decoder"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,22 @@ from finetune_cli.batching import Padded
 from finetune_cli.device import DevicePlan
 from finetune_cli.encoded import Ragged
 from finetune_cli.models import never_wait
-from finetune_cli.packing import heads
-from finetune_cli.packing.encoders import FAMILIES, encode
-from finetune_cli.packing.rows import Packed, Packing
+from finetune_cli.packing import encoders, heads, interface
+from finetune_cli.packing.rows import Packed
 from finetune_cli.tasks.base import Batch, Layout
 
 ONEDNN_ROWS = 64
 """In bf16 a CPU compiles a matrix product for every new number of rows; rows are rounded up to this, so that there are few."""
 TOLERANCE = 1e-4
 """How far packed answers may lie from the model's own in fp32, relative to their size; mixed samples are off by far more."""
+SHORT_WINDOW = 256
+"""A sliding window up to this is tried in the proof; longer ones would cost a pass over thousands of tokens."""
+
+REASONS = {
+    **dict.fromkeys(("deberta", "deberta-v2"), "its attention counts distances between tokens in its own way, through a rectangle"),
+    **dict.fromkeys(("t5", "mt5", "bart", "mbart", "pegasus", "marian"), "its decoder looks across at a row of the encoder's"),
+}
+"""``model_type`` to why it stays padded."""
 
 
 def layout(model: nn.Module, *, pad_id: int, limit: int, device: DevicePlan, saved: bool | None = None) -> tuple[Layout, str]:
@@ -40,39 +46,29 @@ def layout(model: nn.Module, *, pad_id: int, limit: int, device: DevicePlan, sav
 
 def install(model: Any) -> str | None:
     """Let the model take packed rows beside padded ones; why it cannot, where it cannot."""
-    config, name = model.config, type(model).__name__
-    kind = getattr(config, "model_type", "this model")
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        return "gradient checkpointing goes by the model's own layers"
-    if kind not in FAMILIES:
+    kind, name = getattr(model.config, "model_type", "this model"), type(model).__name__
+    if kind in REASONS:
+        return f"{kind}: {REASONS[kind]}"
+    if kind not in encoders.FAMILIES and kind not in interface.FAMILIES:
         return f"no packed form is known for {kind}"
-    if name not in heads.FIRST_TOKEN | heads.EVERY_TOKEN:
+    if name not in heads.FIRST_TOKEN | heads.EVERY_TOKEN | set(heads.POOLS):
         return f"no packed form is known for {name}"
-    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
-        return "the encoder is configured as a decoder"
-    _install_encoder(model)
-    if not (off := _difference(model)) <= TOLERANCE:
-        vars(model.base_model).pop("forward")
-        return f"its packed answers differ from its own by {off:.1e}"
-    return None
-
-
-def _install_encoder(model: Any) -> None:
-    """The base model of a family of ``FAMILIES`` computes packed rows layer by layer, as ``encode`` does."""
-    base: Any = model.base_model
-    family, first_only = FAMILIES[model.config.model_type], type(model).__name__ in heads.FIRST_TOKEN
-
-    def forward(self: Any, input_ids: Any = None, *others: Any, packing: Packing | None = None, **inputs: Any) -> Any:
-        if packing is None:
-            return type(self).forward(self, input_ids, *others, **inputs)
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        found = encode(self, family, packing, input_ids, inputs.get("token_type_ids"), first_only=first_only)
-        hidden = found[:, None] if first_only else found[None]  # [B, 1, H] or [1, N, H]
-        pooler = getattr(self, "pooler", None) if first_only else None
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=None if pooler is None else pooler(hidden))
-
-    base.forward = MethodType(forward, base)
+    own = kind in encoders.FAMILIES
+    if found := (encoders.obstacle(model) if own else interface.obstacle(model)) or heads.obstacle(model):
+        return found
+    if own:
+        encoders.install(model, first_only=name in heads.FIRST_TOKEN)
+    else:
+        interface.install(model)
+    if name in heads.POOLS:
+        heads.install_pool(model, heads.POOLS[name])
+    if (off := _difference(model)) <= TOLERANCE:
+        return None
+    for module in (model, model.base_model):
+        vars(module).pop("forward", None)
+    if not own:
+        interface.take_back(model)
+    return f"its packed answers differ from its own by {off:.1e}"
 
 
 # -- the proof -----------------------------------------------------------------------------------
@@ -82,7 +78,7 @@ def _difference(model: Any) -> float:
     config, where = model.config, next(model.parameters()).device
     draw = np.random.Generator(np.random.Philox(0))
     pad = config.pad_token_id or 0
-    ids = Ragged.of([draw.integers(pad + 1, max(pad + 2, config.vocab_size), n) for n in (3, 9, 5)])
+    ids = Ragged.of([draw.integers(pad + 1, max(pad + 2, config.vocab_size), n) for n in _lengths(config)])
     was_training = model.training
     model.eval()
     try:
@@ -95,12 +91,19 @@ def _difference(model: Any) -> float:
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1.0)) for a, b in zip(own, packed, strict=True))
 
 
+def _lengths(config: Any) -> tuple[int, ...]:
+    """Of the samples of the proof: one is longer than a short window, so that the window shows."""
+    near = [window + 9 for window in interface.windows(config) if window <= SHORT_WINDOW]
+    limit = getattr(config, "max_position_embeddings", 16)
+    return (3, min(max([9, *near]), limit), 5)
+
+
 def _answers(model: Any, inputs: dict[str, Any], lengths: np.ndarray) -> list[Tensor]:
     """(hidden states that the head reads, logits), both of real tokens alone, end to end: [B or N, ...]."""
     states, logits = model.base_model(**inputs).last_hidden_state.float(), model(**inputs).logits.float()
-    if type(model).__name__ in heads.FIRST_TOKEN:
-        return [states[:, 0], logits]
-    return [_end_to_end(states, lengths), _end_to_end(logits, lengths)]
+    name = type(model).__name__
+    states = states[:, 0] if name in heads.FIRST_TOKEN else _end_to_end(states, lengths)
+    return [states, _end_to_end(logits, lengths) if name in heads.EVERY_TOKEN else logits]
 
 
 def _end_to_end(values: Tensor, lengths: np.ndarray) -> Tensor:

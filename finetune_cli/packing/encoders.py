@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -94,6 +95,34 @@ FAMILIES = {
     "distilbert": Family(_distilbert_blocks, lambda config: int(config.n_heads)),
 }
 """``model_type`` to family. Each is held equal to the Hugging Face module, logits and gradients, by a test."""
+
+
+def obstacle(model: Any) -> str | None:
+    """What a model of these families may be that ``encode`` does not follow."""
+    config = model.config
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        return "gradient checkpointing goes by the model's own layers"
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        return "the encoder is configured as a decoder"
+    return None
+
+
+def install(model: Any, *, first_only: bool) -> None:
+    """Let the base model take packed rows beside padded ones; ``first_only``: its head looks at first tokens alone."""
+    base: Any = model.base_model
+    family = FAMILIES[model.config.model_type]
+
+    def forward(self: Any, input_ids: Any = None, *others: Any, packing: Packing | None = None, **inputs: Any) -> Any:
+        if packing is None:
+            return type(self).forward(self, input_ids, *others, **inputs)
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        found = encode(self, family, packing, input_ids, inputs.get("token_type_ids"), first_only=first_only)
+        hidden = found[:, None] if first_only else found[None]  # [B, 1, H] or [1, N, H]
+        pooler = getattr(self, "pooler", None) if first_only else None
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=None if pooler is None else pooler(hidden))
+
+    base.forward = MethodType(forward, base)
 
 
 # -- the forward pass ----------------------------------------------------------------------------

@@ -52,14 +52,22 @@ class Packing:
     """[N] where a token's context lies among the groups' rectangles, end to end."""
     back_first: Tensor
     """[B] where a sample lies among the groups, end to end."""
+    bounds: Tensor
+    """int32 [B + 1] where each sample begins, and where the last one ends; one more where tokens are left over."""
+    longest: int
+    """Tokens of the longest sample."""
+    varlen: bool = False
+    """Whether attention may take PyTorch's kernel for sequences end to end."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Packing:
         """The same packing with every tensor changed, such as moved to a device."""
         groups = tuple(group.each(change) for group in self.groups)
-        return Packing(change(self.position), change(self.first), groups, change(self.back), change(self.back_first))
+        names = ("position", "first", "back", "back_first", "bounds")
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, groups=groups, **changed)
 
     @classmethod
-    def of(cls, lengths: np.ndarray, *, size: int) -> Packing:
+    def of(cls, lengths: np.ndarray, *, size: int, varlen: bool = False) -> Packing:
         """For samples of ``lengths``, end to end in a row of ``size`` tokens; what is left over at its end belongs to nobody."""
         starts = np.cumsum(lengths) - lengths
         total = int(lengths.sum())
@@ -76,8 +84,13 @@ class Packing:
             bias = None if inside.all() else torch.from_numpy(np.where(inside, np.float32(0), np.float32(HIDDEN))[:, None, None, :])
             groups.append(Group(len(samples), width, torch.from_numpy(tokens.reshape(-1)), bias, torch.from_numpy(samples)))
             cells, rows = cells + inside.size, rows + len(samples)
-        position_of, first, back_of, first_of = map(torch.from_numpy, (position, starts, back, back_first))
-        return cls(position_of, first, tuple(groups), back_of, first_of)
+        bounds = np.array([*starts, total, *([size] if size > total else [])], np.int32)
+        position_of, first, back_of, first_of, bounds_of = map(torch.from_numpy, (position, starts, back, back_first, bounds))
+        return cls(position_of, first, tuple(groups), back_of, first_of, bounds_of, int(lengths.max()), varlen)
+
+    def sample(self) -> Tensor:
+        """[N] the number of each token's sample; B for tokens that belong to nobody."""
+        return torch.bucketize(torch.arange(len(self.position), dtype=torch.int32, device=self.bounds.device), self.bounds[1:], right=True)
 
 
 def _like_lengths(lengths: np.ndarray) -> list[np.ndarray]:
@@ -92,6 +105,16 @@ def _like_lengths(lengths: np.ndarray) -> list[np.ndarray]:
     return [*groups, order[start:]]
 
 
+def _samples(columns: Mapping[str, Ragged]) -> np.ndarray:
+    """[B] lengths of what attention keeps apart: the sequences, or their parts where places begin anew inside them."""
+    sequences = next(iter(columns.values()))
+    if PLACES not in columns:
+        return sequences.lengths()
+    begins = np.asarray(columns[PLACES].values) == 0
+    begins[sequences.offsets[:-1][sequences.lengths() > 0]] = True
+    return np.diff(np.append(np.flatnonzero(begins), len(begins)))
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
     """Lays sequences end to end in one row, rounded up to a multiple of tokens."""
@@ -99,13 +122,17 @@ class Packed:
     pad_ids: Mapping[str, int]
     """Column to the value of the tokens left over at the end; 0 where absent."""
     multiple: int
+    varlen: bool = False
+    """Whether attention may take PyTorch's kernel for sequences end to end."""
 
     def lay(self, columns: Mapping[str, Ragged]) -> dict[str, Any]:
         """``input_ids`` and its companions, each int64 [1, N], and where the samples lie."""
-        lengths = next(iter(columns.values())).lengths()
+        lengths = _samples(columns)
         size = -(-int(lengths.sum()) // self.multiple) * self.multiple
-        inputs: dict[str, Any] = {"packing": Packing.of(lengths, size=size)}
+        inputs: dict[str, Any] = {"packing": Packing.of(lengths, size=size, varlen=self.varlen)}
         for name, column in columns.items():
+            if name == PLACES:
+                continue
             row = np.full((1, size), self.pad_ids.get(name, 0), np.int64)
             row[0, : len(column.values)] = column.values
             inputs[name] = torch.from_numpy(row)
