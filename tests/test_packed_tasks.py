@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -273,3 +274,219 @@ def test_mixed_samples_are_noticed(fixture: str, head: str, request: pytest.Fixt
     assert told is not None and "differ" in told
     monkeypatch.undo()
     assert packing.install(model) is None
+
+
+# what reaches attention -------------------------------------------------------------------------------------------------------
+
+
+def test_attention_that_does_not_hear_of_the_samples_never_answers(chat: Case) -> None:
+    """A layer that keeps the keyword to itself would mix samples and raise nothing."""
+    model = network(chat, "Llama", "ForCausalLM", DECODER)
+    layer = model.model.layers[1].self_attn
+    own = layer.forward
+    layer.forward = lambda *args, packing=None, **more: own(*args, **more)
+    told = packing.install(model)
+    assert told is not None and "nan" in told
+    with torch.no_grad():
+        assert not outputs(chat, model, Padded({}, 256), [0, 1])["losses"].isnan().any(), "it goes on padded"
+    del layer.forward
+    assert packing.install(model) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "changes", "said"),
+    [
+        ("Llama", "ForCausalLM", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "longest row"),
+        ("Llama", "ForCausalLM", {"attn_implementation": "eager"}, "eager"),
+        ("GPT2", "LMHeadModel", {"add_cross_attention": True, "n_embd": 32, "n_layer": 2, "n_head": 4}, "across"),
+        ("Llama", "ForQuestionAnswering", {}, "LlamaForQuestionAnswering"),
+        ("Phi", "ForCausalLM", {}, "phi"),
+    ],
+)
+def test_what_packed_rows_cannot_follow_is_refused_with_its_reason(
+    family: str, head: str, changes: dict[str, Any], said: str, chat: Case
+) -> None:
+    model = network(chat, family, head, (DECODER if family != "GPT2" else {}) | changes)
+    told = packing.install(model)
+    assert told is not None and said in told
+    assert "forward" not in vars(model) | vars(model.base_model)
+
+
+def test_a_window_longer_than_the_proof_looks_is_still_kept(decoder_labels: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule of windows is the model's own at every width, also where the samples of the proof are too short to show it."""
+    from finetune_cli.packing import choosing
+
+    monkeypatch.setattr(choosing, "SHORT_WINDOW", 0)
+    for window in (1, 2, 5, 6, 30):
+        model = network(decoder_labels, "Mistral", "ForSequenceClassification", DECODER | {"sliding_window": window})
+        assert packing.install(model) is None
+        held_equal(decoder_labels, model, multiple=1)
+
+
+def test_the_proof_sees_a_wrong_window(decoder_labels: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_cli.packing import attention
+
+    real = attention._seen
+    monkeypatch.setattr(attention, "_seen", lambda width, window, causal, device: real(width, window and window + 1, causal, device))
+    for family, shape in (("Mistral", DECODER | {"sliding_window": 90}), ("ModernBert", MODERNBERT)):
+        told = packing.install(network(decoder_labels, family, "ForSequenceClassification", shape))
+        assert told is not None and "differ" in told
+
+
+def test_padding_tokens_inside_a_text_do_not_move_the_last_token(decoder_labels: Case) -> None:
+    """A pooled decoder reads the last token that is no padding token, which a text may hold or end with."""
+    ids = {"input_ids": Ragged.of([[5, 0, 6, 0], [0, 7], [0, 0], [8], [9, 9, 9, 0, 0]])}
+    for family, shape in (("Llama", DECODER), ("GPT2", INTERFACE["gpt2"][1])):
+        model = network(decoder_labels, family, "ForSequenceClassification", shape).eval()
+        assert packing.install(model) is None
+        with torch.no_grad():
+            expected = model(**Padded({"input_ids": 0}, 64).lay(ids)).logits
+            for multiple in (1, 64):
+                torch.testing.assert_close(model(**Packed({}, multiple).lay(ids)).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "family", "head", "shape"),
+    [
+        ("chat", "Llama", "ForCausalLM", DECODER),
+        ("chat", "GPT2", "LMHeadModel", INTERFACE["gpt2"][1] | {"attn_pdrop": 0.1}),
+        ("documents", "Qwen3", "ForCausalLM", DECODER | NEAR),
+        ("decoder_labels", "Mistral", "ForSequenceClassification", DECODER | {"sliding_window": 7}),
+        ("labels", "ModernBert", "ForSequenceClassification", MODERNBERT | {"classifier_pooling": "mean"}),
+        ("entities", "ModernBert", "ForTokenClassification", MODERNBERT),
+        ("entities", "Bert", "ForTokenClassification", ENCODERS["Bert"]),
+        ("fills", "Roberta", "ForMaskedLM", ENCODERS["Roberta"]),
+    ],
+)
+def test_a_pass_never_waits_for_the_device(
+    fixture: str, family: str, head: str, shape: dict[str, Any], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward, loss and backward read no value back: what an accelerator needs, held on a CPU by refusing every read."""
+    case = request.getfixturevalue(fixture)
+    model = network(case, family, head, shape)
+    assert packing.install(model) is None
+    batch = case.batch(np.arange(5), Packed({}, 1))
+
+    def read(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a pass read a tensor's value")
+
+    for name in ("item", "__float__", "__int__", "__bool__", "tolist", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, read)
+    sums = case.task.loss(case.task.forward(model, batch), batch)
+    torch.stack([value / batch.weights[name] for name, value in sums.items()]).sum().backward()
+    monkeypatch.undo()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in model.named_parameters() if "layers.1." in name)
+
+
+# gradient checkpointing, adapters, generation, dropout ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "head"), [("Llama", "ForCausalLM"), ("GPT2", "LMHeadModel"), ("Qwen3", "ForCausalLM")])
+def test_gradient_checkpointing_recomputes_the_same(family: str, head: str, chat: Case) -> None:
+    """Also with dropout: the masks of the second pass are those of the first."""
+    shape = INTERFACE["gpt2"][1] if family == "GPT2" else DECODER
+    model = network(chat, family, head, shape)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.3
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    assert packing.install(model) is None
+    found = []
+    for _ in range(2):
+        torch.manual_seed(8)
+        found.append(learnt(chat, model, Packed({}, 1), [np.arange(9)]))
+        models.checkpoint_gradients(model)
+    assert found[0][0] == found[1][0]
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-6, atol=1e-6)
+    assert packing.install(model) is None, "a model that checkpoints is packed too"
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize(("fixture", "name"), [("chat", "llama"), ("chat", "gpt2"), ("fills", "modernbert"), ("entities", "bert")])
+def test_adapters_train_alike(fixture: str, name: str, dora: bool, request: pytest.FixtureRequest) -> None:
+    from finetune_cli import adapters
+    from finetune_cli.config.schema import AdapterName
+
+    case = request.getfixturevalue(fixture)
+    shapes = {"bert": ("Bert", ENCODERS["Bert"]), "modernbert": ("ModernBert", MODERNBERT), **INTERFACE}
+    head = {"entities": "ForTokenClassification", "fills": "ForMaskedLM"}.get(fixture, "LMHeadModel" if name == "gpt2" else "ForCausalLM")
+    model = network(case, shapes[name][0], head, shapes[name][1])
+    options = ModelConfig(adapter=AdapterName.lora, rank=4, dora=dora, adapter_dropout=0.0, targets="all-linear")
+    assert adapters.attach(model, options, source=None, new=[], kept=Path("base"), seed=1) is not None
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            parameter.normal_(0, 0.2) if "lora_B" in parameter_name else None
+    assert packing.install(model) is None
+    held_equal(case, model, multiple=1, tight=3e-5)
+
+
+def test_what_a_packed_model_writes_is_what_it_wrote_before(chat: Case) -> None:
+    """Generation keeps its cache and its masks: token for token, prompts of differing length together and alone."""
+    from finetune_cli.tasks.writing.generation import Wish, generate, pad_left
+
+    for name in ("llama", "qwen3, windows", "gpt2"):
+        family, shape = INTERFACE[name]
+        model = network(chat, family, "LMHeadModel" if family == "GPT2" else "ForCausalLM", shape).eval()
+        wish = Wish.of(chat.task.config, ends=frozenset({1}), pad=0)
+        prompts = Ragged.of([[5, 6, 7, 8, 9, 10, 11, 12, 13], [14, 15], [16, 17, 18, 19]])
+        ids, mask = pad_left(prompts, 0)
+        told = [generate(model, ids, mask, np.arange(3), wish, chat.task.tokenizer)[0].values.tolist()]
+        assert packing.install(model) is None
+        told.append(generate(model, ids, mask, np.arange(3), wish, chat.task.tokenizer)[0].values.tolist())
+        alone = [pad_left(prompts.take(np.array([i])), 0) for i in range(3)]
+        parts = [generate(model, *one, np.arange(1), wish, chat.task.tokenizer)[0].values.tolist() for one in alone]
+        assert told[0] == told[1] == [token for part in parts for token in part]
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("causal", [True, False])
+def test_dropout_of_attention_keeps_the_mean_and_is_keyed(p: float, causal: bool) -> None:
+    """Of values of one comes out the kept share of a token's weights, scaled: 1 in the mean, and spread as the binomial is."""
+    from finetune_cli.packing.attention import Sight, inside_samples
+    from finetune_cli.packing.rows import Packing
+
+    lengths = np.array([40, 40, 23])
+    where = Packing.of(lengths, size=103)
+    q = torch.zeros(103, 4, 8)  # every weight of a token that sees n is 1 / n
+    how = Sight(causal=causal, window=None, scale=1.0, dropout=p)
+
+    def drawn(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return inside_samples(q, q, torch.ones(103, 4, 8), where, how)[:, :, 0]
+
+    found = torch.stack([drawn(seed) for seed in range(300)])
+    seen = where.position + 1 if causal else torch.from_numpy(lengths.repeat(lengths))
+    spread = (p / (1 - p) / seen).sqrt()[None, :, None]  # of a kept share of n weights
+    z = (found - 1) / spread
+    assert abs(float(z.mean())) < 5 / z.numel() ** 0.5
+    assert float(z.var()) == pytest.approx(1, abs=0.05)
+    assert torch.equal(drawn(3), drawn(3)) and not torch.equal(drawn(3), drawn(4))
+    assert float((found[:, where.first[0]] == 0).float().mean()) == pytest.approx(p if causal else 0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "modernbert", "bert"])
+def test_training_drops_where_the_model_does(name: str, request: pytest.FixtureRequest) -> None:
+    """With every dropout on, packed logits are as noisy as the model's own: same mean, same spread over many draws."""
+    case = request.getfixturevalue("chat" if name == "gpt2" else "entities")
+    shapes = {"bert": ("Bert", ENCODERS["Bert"]), "modernbert": ("ModernBert", MODERNBERT), **INTERFACE}
+    head = "LMHeadModel" if name == "gpt2" else "ForTokenClassification"
+    model = network(case, shapes[name][0], head, shapes[name][1] | ({"attention_dropout": 0.2} if name == "modernbert" else {}))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.2
+    assert packing.install(model) is None
+    ids = {"input_ids": Ragged.of([[5, 6, 7, 8, 9, 10], [11, 12, 13]])}
+    drawn = []
+    with torch.no_grad():
+        for way in (Padded({"input_ids": 0}, 64), Packed({}, 1)):
+            inputs = way.lay(ids)
+            torch.manual_seed(1)
+            logits = [model(**inputs).logits for _ in range(600)]
+            drawn.append(torch.stack([found[0, 2:6] for found in logits]))  # tokens of the first sample
+    own, packed = drawn
+    deviation = own.std(0)
+    assert float(deviation.min()) > 0.01
+    assert ((own.mean(0) - packed.mean(0)).abs() < 5 * deviation * (2 / 600) ** 0.5).all()
+    assert ((packed.std(0) / deviation).log().abs() < 0.3).all()
