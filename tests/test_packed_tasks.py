@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from finetune_cli.batching import Padded
 from finetune_cli.config import DataConfig, ModelConfig
 from finetune_cli.data.rows import of_table
 from finetune_cli.encoded import Examples, Ragged
-from finetune_cli.packing import Packed
+from finetune_cli.packing import Packed, interface
 from finetune_cli.tasks import get
 from finetune_cli.tasks.base import Flat, Task
 
@@ -287,9 +289,14 @@ def test_attention_that_does_not_hear_of_the_samples_never_answers(chat: Case) -
     layer.forward = lambda *args, packing=None, **more: own(*args, **more)
     told = packing.install(model)
     assert told is not None and "nan" in told
+    head = model.lm_head.forward
+    model.lm_head.forward = lambda x: head(x) if len(x) > 1 else head(x) * torch.nan
+    layer.forward = own
+    told = packing.install(model)
+    assert told is not None and "nan" in told, "also where the hidden states are right"
     with torch.no_grad():
         assert not outputs(chat, model, Padded({}, 256), [0, 1])["losses"].isnan().any(), "it goes on padded"
-    del layer.forward
+    del model.lm_head.forward
     assert packing.install(model) is None
 
 
@@ -365,6 +372,9 @@ def test_a_pass_never_waits_for_the_device(
     case = request.getfixturevalue(fixture)
     model = network(case, family, head, shape)
     assert packing.install(model) is None
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
     batch = case.batch(np.arange(5), Packed({}, 1))
 
     def read(*_: Any, **__: Any) -> Any:
@@ -490,3 +500,94 @@ def test_training_drops_where_the_model_does(name: str, request: pytest.FixtureR
     assert float(deviation.min()) > 0.01
     assert ((own.mean(0) - packed.mean(0)).abs() < 5 * deviation * (2 / 600) ** 0.5).all()
     assert ((packed.std(0) / deviation).log().abs() < 0.3).all()
+
+
+# PyTorch's kernel for sequences end to end -----------------------------------------------------------------------------------
+
+
+def documented(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: torch.Tensor, cu_seq_k: torch.Tensor, max_q: int, max_k: int, *,
+    scale: float, window_size: tuple[int, int], enable_gqa: bool,
+) -> torch.Tensor:  # fmt: skip
+    """``varlen_attn`` as PyTorch documents it, sequence by sequence: there is no CPU kernel to test with."""
+    assert torch.equal(cu_seq_q, cu_seq_k) and cu_seq_q.dtype == torch.int32 and max_q == max_k == int(cu_seq_q.diff().max())
+    assert enable_gqa == (query.shape[1] != key.shape[1]) and all(t.is_contiguous() for t in (query, key, value))
+    before, after = window_size
+    parts = []
+    for start, end in pairwise(cu_seq_q.tolist()):
+        q, k, v = (t[start:end].float().transpose(0, 1) for t in (query, key, value))
+        k, v = (t.repeat_interleave(len(q) // len(k), 0) for t in (k, v))
+        apart = torch.arange(end - start)[None, :] - torch.arange(end - start)[:, None]  # key minus query
+        seen = ((apart >= -before) | (before < 0)) & ((apart <= after) | (after < 0))
+        scores = (q @ k.transpose(1, 2) * scale).masked_fill(~seen, -torch.inf)
+        parts.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(parts).to(query.dtype)
+
+
+KERNEL = {"llama": INTERFACE["llama"], "windows": INTERFACE["mistral"], "gpt2": INTERFACE["gpt2"], "modernbert": ("ModernBert", MODERNBERT)}
+
+KERNEL_SIDES = {"llama": (-1, 0), "windows": (6, 0), "gpt2": (-1, 0), "modernbert": (4, 4)}
+
+
+@pytest.mark.parametrize("name", KERNEL)
+def test_the_kernel_is_asked_for_what_rectangles_give(name: str, decoder_labels: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_cli.packing import kernel
+
+    model = network(decoder_labels, KERNEL[name][0], "ForSequenceClassification", KERNEL[name][1])
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", documented)
+    assert kernel.difference(model, torch.device("cpu"), torch.bfloat16) <= kernel.TOLERANCE
+    for wrong in (lambda start, _: (start, -1), lambda _, end: (-1, end), lambda start, end: (start + 1, max(end, 0))):
+        if wrong(*KERNEL_SIDES[name]) == KERNEL_SIDES[name]:
+            continue
+
+        def other(*args: Any, window_size: Any, wrong: Any = wrong, **more: Any) -> Any:
+            return documented(*args, window_size=wrong(*window_size), **more)
+
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", other)
+        assert kernel.difference(model, torch.device("cpu"), torch.bfloat16) > kernel.TOLERANCE, "another window is noticed"
+
+
+def test_a_kernel_that_fails_or_differs_is_not_used(chat: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_cli.config import DeviceConfig
+    from finetune_cli.device import find
+    from finetune_cli.packing import kernel
+
+    model = network(chat, "Llama", "ForCausalLM", DECODER)
+    here = replace(find(DeviceConfig()), deterministic=False, precision="bf16")
+    told = kernel.obstacle(model, here)
+    assert told is not None and "CUDA" in told
+    cuda = replace(here, device=SimpleNamespace(type="cuda"))  # type: ignore[arg-type]
+    monkeypatch.setattr(kernel, "difference", lambda *_: 0.5)
+    told = kernel.obstacle(model, cuda)
+    assert told is not None and "differs" in told
+
+    def absent(*_: Any) -> float:
+        raise RuntimeError("no kernel image\nfor this card")
+
+    monkeypatch.setattr(kernel, "difference", absent)
+    assert kernel.obstacle(model, cuda) == "the kernel does not run here: no kernel image"
+    monkeypatch.setattr(kernel, "difference", lambda *_: 1e-3)
+    assert kernel.obstacle(model, cuda) is None
+    assert "deterministic" in str(kernel.obstacle(model, replace(cuda, deterministic=True)))
+
+
+def test_half_precision_rows_go_to_the_kernel(chat: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the whole model: the layout says so, and only passes without dropout of attention do."""
+    model = network(chat, "Llama", "ForCausalLM", DECODER).to(torch.bfloat16).eval()
+    assert packing.install(model) is not None, "in half precision the proof's tolerance is not met"
+    interface.install(model)
+    asked: list[int] = []
+
+    def noted(*args: Any, **more: Any) -> Any:
+        asked.append(len(args[3]))
+        return documented(*args, **more)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", noted)
+    losses = [outputs(chat, model, Packed({"input_ids": 0}, 1, varlen=varlen), np.arange(6))["losses"] for varlen in (False, True)]
+    assert asked == [7] * 3
+    torch.testing.assert_close(losses[0], losses[1], rtol=0.05, atol=0.1)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    model.train()
+    chat.task.forward(model, chat.batch(np.arange(6), Packed({"input_ids": 0}, 1, varlen=True)))
+    assert len(asked) == 3

@@ -12,7 +12,7 @@ from finetune_cli.batching import Padded
 from finetune_cli.device import DevicePlan
 from finetune_cli.encoded import Ragged
 from finetune_cli.models import never_wait
-from finetune_cli.packing import encoders, heads, interface
+from finetune_cli.packing import encoders, heads, interface, kernel
 from finetune_cli.packing.rows import Packed
 from finetune_cli.tasks.base import Batch, Layout
 
@@ -39,7 +39,12 @@ def layout(model: nn.Module, *, pad_id: int, limit: int, device: DevicePlan, sav
     obstacle = "as the run began" if saved is False else install(model)
     if obstacle is None:
         rounded = ONEDNN_ROWS if device.device.type == "cpu" and device.precision == "bf16" else 1
-        return Packed(pad_ids, rounded), "packed (no padding; proved equal to the model's own forward)"
+        told = "packed (no padding; proved equal to the model's own forward"
+        if device.device.type != "cuda":
+            return Packed(pad_ids, rounded), f"{told})"
+        slower = kernel.obstacle(model, device)
+        how = "attention by PyTorch's kernel for sequences end to end" if slower is None else f"attention in rectangles: {slower}"
+        return Packed(pad_ids, rounded, varlen=slower is None), f"{told}; {how})"
     never_wait(model)
     return Padded(pad_ids, limit), f"padded ({obstacle})"
 
@@ -79,8 +84,9 @@ def _difference(model: Any) -> float:
     draw = np.random.Generator(np.random.Philox(0))
     pad = config.pad_token_id or 0
     ids = Ragged.of([draw.integers(pad + 1, max(pad + 2, config.vocab_size), n) for n in _lengths(config)])
-    was_training = model.training
+    was_training, short_products = model.training, torch.backends.cuda.matmul.allow_tf32
     model.eval()
+    torch.backends.cuda.matmul.allow_tf32 = False
     try:
         own, packed = (
             _answers(model, Batch(way.lay({"input_ids": ids}), None).to(where).inputs, ids.lengths())
@@ -88,7 +94,8 @@ def _difference(model: Any) -> float:
         )
     finally:
         model.train(was_training)
-    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1.0)) for a, b in zip(own, packed, strict=True))
+        torch.backends.cuda.matmul.allow_tf32 = short_products
+    return float(torch.stack([kernel.farthest(a, b) for a, b in zip(own, packed, strict=True)]).max())
 
 
 def _lengths(config: Any) -> tuple[int, ...]:
