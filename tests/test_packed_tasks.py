@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
-from ran import labelled_rows
+from ran import Ran, labelled_rows
 
 from finetune_cli import models, packing
 from finetune_cli.batching import Padded
@@ -591,3 +592,27 @@ def test_half_precision_rows_go_to_the_kernel(chat: Case, monkeypatch: pytest.Mo
     model.train()
     chat.task.forward(model, chat.batch(np.arange(6), Packed({"input_ids": 0}, 1, varlen=True)))
     assert len(asked) == 3
+
+
+# whole runs -------------------------------------------------------------------------------------------------------------------
+
+TINY = ["model.shape.layers=1", "model.shape.hidden=32", "model.shape.intermediate=32", "device=cpu", "device.threads=1", "train.steps=2"]
+
+
+@pytest.mark.parametrize("keys", [["+exp=entities"], ["+exp=fillmask"], ["+exp=chat"], ["+exp=textgen"]], ids=lambda keys: keys[0][5:])
+def test_shipped_experiments_are_packed_and_shuffled(keys: list[str], ftune_inside: Callable[..., Ran], tmp_path: Path) -> None:
+    run = ftune_inside("train", *keys, "model=tiny", *TINY, "data.max_rows=64", "data.max_leaked=1", cwd=tmp_path).ok().run
+    plan = json.loads((run / "manifest.json").read_text())["plan"]["batches"]
+    assert plan["packed"] and plan["order"] == "shuffled" and plan["reasons"]["layout"].startswith("packed")
+
+
+def test_an_unknown_architecture_says_that_it_is_padded(
+    ftune_inside: Callable[..., Ran], tokenizers: dict[str, Any], tmp_path: Path
+) -> None:
+    config = transformers.GPTNeoXConfig(vocab_size=260, pad_token_id=0, **ENCODERS["Bert"])
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "other")
+    tokenizers["decoder"].save_pretrained(tmp_path / "other")
+    keys = ["task=text-generation", "task.format=text", "data=reviews", "data.label=null", "model.path=other", "data.max_length=64"]
+    ran = ftune_inside("train", *keys, "data.max_rows=64", "data.max_leaked=1", "train.steps=2", "device=cpu", cwd=tmp_path).ok()
+    plan = json.loads((ran.run / "manifest.json").read_text())["plan"]["batches"]
+    assert not plan["packed"] and plan["order"] == "buckets" and "no packed form is known for gpt_neox" in ran.err

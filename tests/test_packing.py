@@ -131,9 +131,19 @@ def test_what_cannot_be_packed_is_padded_and_says_so(model: Any, said: str) -> N
     assert isinstance(layout, Padded) and told.startswith("padded (") and said in told
 
 
-def test_a_padded_run_stays_padded() -> None:
-    layout, told = packing.layout(network("Bert"), pad_id=0, limit=64, device=plan(), saved=False)
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: network("Bert"),
+        lambda: transformers.BertForMaskedLM(transformers.BertConfig(**SMALL)),
+        lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)),
+    ],
+)
+def test_a_padded_run_stays_padded(model: Any) -> None:
+    layout, told = packing.layout(model(), pad_id=0, limit=64, device=plan(), saved=False)
     assert isinstance(layout, Padded) and "began" in told
+    layout, told = packing.layout(model(), pad_id=0, limit=64, device=plan(), saved=True)
+    assert isinstance(layout, Packed) and told.startswith("packed")
 
 
 @settings(max_examples=60, deadline=None)
