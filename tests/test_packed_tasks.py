@@ -22,7 +22,7 @@ from finetune_cli.batching import Padded
 from finetune_cli.config import DataConfig, ModelConfig
 from finetune_cli.data.rows import of_table
 from finetune_cli.encoded import Examples, Ragged
-from finetune_cli.packing import Packed, interface
+from finetune_cli.packing import Packed
 from finetune_cli.tasks import get
 from finetune_cli.tasks.base import Flat, Task
 
@@ -572,26 +572,37 @@ def test_a_kernel_that_fails_or_differs_is_not_used(chat: Case, monkeypatch: pyt
     assert "deterministic" in str(kernel.obstacle(model, replace(cuda, deterministic=True)))
 
 
-def test_half_precision_rows_go_to_the_kernel(chat: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the whole model: the layout says so, and only passes without dropout of attention do."""
-    model = network(chat, "Llama", "ForCausalLM", DECODER).to(torch.bfloat16).eval()
-    assert packing.install(model) is not None, "in half precision the proof's tolerance is not met"
-    interface.install(model)
+@pytest.mark.parametrize("name", KERNEL)
+def test_half_precision_rows_go_to_the_kernel(name: str, decoder_labels: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast, through the whole model; passes with dropout of attention, and in fp32, stay in rectangles. The answers are alike."""
+    case = decoder_labels
+    model = network(case, KERNEL[name][0], "ForSequenceClassification", KERNEL[name][1])
+    assert packing.install(model) is None
     asked: list[int] = []
 
     def noted(*args: Any, **more: Any) -> Any:
         asked.append(len(args[3]))
+        assert all(t.dtype == torch.bfloat16 for t in args[:3])
         return documented(*args, **more)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", noted)
-    losses = [outputs(chat, model, Packed({"input_ids": 0}, 1, varlen=varlen), np.arange(6))["losses"] for varlen in (False, True)]
-    assert asked == [7] * 3
-    torch.testing.assert_close(losses[0], losses[1], rtol=0.05, atol=0.1)
-    for layer in model.model.layers:
-        layer.self_attn.attention_dropout = 0.1
-    model.train()
-    chat.task.forward(model, chat.batch(np.arange(6), Packed({"input_ids": 0}, 1, varlen=True)))
-    assert len(asked) == 3
+    kernel, rectangles = (Packed({"input_ids": 0}, 1, varlen=varlen) for varlen in (True, False))
+    exact = outputs(case, model, kernel, np.arange(6))["logits"]
+    assert not asked
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [outputs(case, model, way, np.arange(6))["logits"] for way in (kernel, rectangles, Padded({"input_ids": 0}, 256))]
+        assert asked == [7] * model.config.num_hidden_layers
+        size = float(exact.abs().max())
+        for logits in found:
+            torch.testing.assert_close(logits / size, exact / size, rtol=0, atol=0.05)
+        for module in model.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.1
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.1
+        model.train()
+        case.task.forward(model, case.batch(np.arange(6), kernel))
+    assert len(asked) == model.config.num_hidden_layers
 
 
 # whole runs -------------------------------------------------------------------------------------------------------------------

@@ -65,6 +65,8 @@ def attention(
 
 def inside_samples(query: Tensor, key: Tensor, value: Tensor, packing: Packing, how: Sight) -> Tensor:
     """softmax(q k^T) v of each sample, [N, heads, size]; keys and values may have fewer heads than queries."""
+    if (cast := autocast_type(query)) is not None:  # rotary embeddings leave queries and keys in fp32
+        query, key, value = (t.to(cast) for t in (query, key, value))
     if packing.varlen and not how.dropout and query.dtype in (torch.bfloat16, torch.float16):
         return varlen(query, key, value, packing, how)
     drop = Dropout(how.dropout > 0, query.device)
@@ -117,3 +119,9 @@ def _seen(width: int, window: int | None, causal: bool, device: torch.device) ->
     if window is not None:
         hidden = hidden | (apart.abs() >= window)
     return torch.zeros(apart.shape, device=device).masked_fill(hidden, HIDDEN)[None, None]
+
+
+def autocast_type(x: Tensor) -> torch.dtype | None:
+    """The type that autocast would cast to, so that one cast serves several products."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

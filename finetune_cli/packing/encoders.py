@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from finetune_cli.packing.attention import autocast_type
 from finetune_cli.packing.dropout import Dropout
 from finetune_cli.packing.rows import Packing
 
@@ -155,7 +156,7 @@ def _embed(base: Any, family: Family, packing: Packing, ids: Tensor, types: Tens
 
 def _layer(block: Block, heads: int, x: Tensor, packing: Packing, dropout: Dropout, *, first_only: bool) -> Tensor:
     """One layer over [N, H]; with ``first_only`` its result is [B, H], for first tokens alone."""
-    cast = _autocast_type(x)
+    cast = autocast_type(x)
     source = x if cast is None else x.to(cast)
     asked, residual = (source.index_select(0, packing.first), x.index_select(0, packing.first)) if first_only else (source, x)
     query, key, value = block.query(asked), block.key(source), block.value(source)
@@ -179,9 +180,3 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: nn.Dropo
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3)).float()
     weights = torch.softmax(scores if bias is None else scores + bias, -1)
     return torch.matmul(dropout(weights, rate).to(v.dtype), v)
-
-
-def _autocast_type(x: Tensor) -> torch.dtype | None:
-    """The type that autocast would cast to, so that one cast serves three products."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
