@@ -109,9 +109,9 @@ def inference_batches(lengths: np.ndarray, *, plan: BatchPlan, crew: int = 1) ->
     return cut(np.argsort(-lengths, kind="stable"), lengths, tokens, packed=plan.packed)
 
 
-def padded(length: int) -> int:
-    """A length rounded up to the next multiple of ``PAD_TO``."""
-    return -(-max(1, length) // PAD_TO) * PAD_TO
+def padded(length: int, multiple: int = PAD_TO) -> int:
+    """A length rounded up to the next multiple."""
+    return -(-max(1, length) // multiple) * multiple
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +122,13 @@ class Padded:
     """Column to padding value; 0 where absent."""
     limit: int
     """No rectangle is wider than this (the model's positions)."""
+    multiple: int = PAD_TO
+    """The width is rounded up to one."""
 
     def lay(self, columns: Mapping[str, Ragged]) -> dict[str, Tensor]:
         """``input_ids``, its companions and, where anything was padded, ``attention_mask``; each int64 [B, T]."""
         lengths = next(iter(columns.values())).lengths()
-        width = min(padded(int(lengths.max())), max(self.limit, int(lengths.max())))
+        width = min(padded(int(lengths.max()), self.multiple), max(self.limit, int(lengths.max())))
         real = np.arange(width)[None, :] < lengths[:, None]
         inputs = {}
         for name, column in columns.items():
@@ -136,6 +138,10 @@ class Padded:
         if not real.all():
             inputs["attention_mask"] = torch.from_numpy(real.astype(np.int64))
         return inputs
+
+    def tight(self) -> Padded:
+        """The same, as wide as the longest sequence."""
+        return replace(self, multiple=1)
 
 
 def find(

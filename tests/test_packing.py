@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from finetune_cli.batching import Padded
 from finetune_cli.config import DeviceConfig
 from finetune_cli.device import DevicePlan, find
 from finetune_cli.encoded import Ragged
-from finetune_cli.packing import Dropout, Group, Packed, Packing
+from finetune_cli.packing import Dropout, Group, Packed, Packing, rows
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 90, "num_labels": 3}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -63,7 +64,7 @@ def plan() -> DevicePlan:
 @pytest.mark.parametrize("apart", [False, True])
 def test_packed_is_padded(family: str, multiple: int, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits and every gradient, with dropout off: the model's own padded forward against the packed one."""
-    monkeypatch.setattr(packing, "WORTH_A_GROUP", 1 if apart else 10**9)
+    monkeypatch.setattr(rows, "WORTH_A_GROUP", 1 if apart else 10**9)
     model = network(family)
     without_dropout(model)
     model.train()
@@ -98,11 +99,11 @@ def test_mixed_samples_are_noticed_before_training(monkeypatch: pytest.MonkeyPat
     """Attention across samples raises nothing by itself: the proof refuses it and the model stays padded."""
     real = Packing.of.__func__  # type: ignore[attr-defined]
 
-    def merged(cls: Any, lengths: np.ndarray, *, size: int) -> Packing:
+    def merged(cls: Any, lengths: np.ndarray, *, size: int, varlen: bool) -> Packing:
         true, one = real(cls, lengths, size=size), real(cls, np.array([int(lengths.sum())]), size=size)
         everything = one.groups[0]
         groups = (Group(len(lengths), everything.width, everything.tokens.repeat(len(lengths)), None, torch.arange(len(lengths))),)
-        return Packing(true.position, true.first, groups, one.back, torch.arange(len(lengths)))
+        return replace(true, groups=groups, back=one.back, back_first=torch.arange(len(lengths)))
 
     monkeypatch.setattr(Packing, "of", classmethod(merged))
     model = network("Bert")
@@ -114,8 +115,14 @@ def test_mixed_samples_are_noticed_before_training(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (lambda: transformers.GPT2ForSequenceClassification(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9)), "gpt2"),
-        (lambda: transformers.BertForTokenClassification(transformers.BertConfig(**SMALL)), "BertForTokenClassification"),
+        (lambda: transformers.GPT2ForSequenceClassification(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1)), "no padding token"),
+        (lambda: transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SMALL, pad_token_id=0)), "gpt_neox"),
+        (lambda: transformers.DebertaV2ForTokenClassification(transformers.DebertaV2Config(**SMALL)), "distances between tokens"),
+        (
+            lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(d_model=8, d_ff=8, num_layers=1, vocab_size=9)),
+            "looks across",
+        ),
+        (lambda: transformers.BertForQuestionAnswering(transformers.BertConfig(**SMALL)), "BertForQuestionAnswering"),
         (lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL, is_decoder=True)), "decoder"),
     ],
 )
@@ -124,16 +131,26 @@ def test_what_cannot_be_packed_is_padded_and_says_so(model: Any, said: str) -> N
     assert isinstance(layout, Padded) and told.startswith("padded (") and said in told
 
 
-def test_a_padded_run_stays_padded() -> None:
-    layout, told = packing.layout(network("Bert"), pad_id=0, limit=64, device=plan(), saved=False)
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: network("Bert"),
+        lambda: transformers.BertForMaskedLM(transformers.BertConfig(**SMALL)),
+        lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)),
+    ],
+)
+def test_a_padded_run_stays_padded(model: Any) -> None:
+    layout, told = packing.layout(model(), pad_id=0, limit=64, device=plan(), saved=False)
     assert isinstance(layout, Padded) and "began" in told
+    layout, told = packing.layout(model(), pad_id=0, limit=64, device=plan(), saved=True)
+    assert isinstance(layout, Packed) and told.startswith("packed")
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.sampled_from([1, 8, 64]), st.sampled_from([1, 40, 1024]))
 def test_every_token_attends_to_its_own_sample_and_comes_back(lengths: list[int], multiple: int, worth: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "WORTH_A_GROUP", worth)
+        patch.setattr(rows, "WORTH_A_GROUP", worth)
         packed: Packing = Packed({}, multiple).lay({"input_ids": Ragged.of([[7] * n for n in lengths])})["packing"]
     total = sum(lengths)
     sample_of = np.repeat(np.arange(len(lengths)), lengths)

@@ -30,7 +30,15 @@ from finetune_cli.tasks.entities.word_pieces import WORD, encode_words, first_pi
 Ftune = Callable[..., Ran]
 SENTENCES = ["The EU rejects German lamb .", "O'Neill , of Bo-ness , won !", "Tamar in flood is brown"]
 SMALL = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "model.shape.intermediate=32", "device=cpu", "device.threads=1"]
-LEARNS = ["optimizer.lr=1e-2", "train.steps=60", "train.batch_size=16", "data.max_rows=96", "train.eval_every=30", "model.dropout=0"]
+LEARNS = [
+    "optimizer.lr=1e-2",
+    "train.steps=60",
+    "train.order=buckets",
+    "train.batch_size=16",
+    "data.max_rows=96",
+    "train.eval_every=30",
+    "model.dropout=0",
+]
 
 
 def sentences(path: Path, rows: Sequence[Sequence[str]]) -> Rows:

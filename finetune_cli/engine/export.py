@@ -102,14 +102,15 @@ class ReloadCheck:
         ``layout`` is what the model reads; None: plain rows alone.
         """
         chosen = np.unique(np.linspace(0, len(data.examples) - 1, STORED_ROWS).astype(np.int64))
-        plain = Padded({"input_ids": task.tokenizer.pad_token_id or 0}, limit)
+        plain = Padded({"input_ids": task.tokenizer.pad_token_id or 0}, limit).tight()
+        own = plain if layout is None else layout.tight()
         model.eval()
         where = next(model.parameters()).device
         inputs, ours = [], []
         for number in chosen:
             one = data.examples.take(np.array([number]))
             targets = None if data.targets is None else data.targets[one.row]
-            batches = [task.collate(one.columns, targets, way, key=0) for way in (plain, layout or plain)]
+            batches = [task.collate(one.columns, targets, way, key=0) for way in (plain, own)]
             inputs.append({name: tensor.tolist() for name, tensor in batches[0].inputs.items()})
             with torch.inference_mode():
                 ours.append(thin(task.reproducible(model, batches[1].to(where))))

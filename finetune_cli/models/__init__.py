@@ -6,7 +6,7 @@ weights only where asked for, and then with ``weights_only``. Nothing of a model
 
 from __future__ import annotations
 
-from finetune_cli.models.execution import activation_bytes, checkpoint_gradients, never_wait, parameters
+from finetune_cli.models.execution import activation_bytes, attend_as_before, attend_by, checkpoint_gradients, never_wait, parameters
 from finetune_cli.models.faults import quiet
 from finetune_cli.models.hub import ask_hub
 from finetune_cli.models.loading import check_finite, load, load_config, load_exact, skeleton
@@ -21,6 +21,8 @@ __all__ = [
     "Source",
     "activation_bytes",
     "ask_hub",
+    "attend_as_before",
+    "attend_by",
     "build",
     "check_finite",
     "check_vocabulary",

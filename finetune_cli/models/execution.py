@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +19,14 @@ def never_wait(model: nn.Module) -> None:
     Its own mask function asks whether anything is padded (``mask.all()``, a host sync) to skip an empty mask. Our layouts give a mask only
     where something is, so there is nothing to ask. The mathematics is the same; saved configs do not know of it.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    attend_by(model, OWN_ATTENTION, sdpa_attention_forward)
+
+
+def attend_by(model: nn.Module, name: str, attention: Callable[..., Any]) -> bool:
+    """Let a model that attends by PyTorch's kernel attend by a function of ours, with masks as in ``never_wait``; whether it does."""
+    from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     def mask(*args: Any, attention_mask: torch.Tensor | None = None, **options: Any) -> Any:
@@ -27,10 +34,17 @@ def never_wait(model: nn.Module) -> None:
             options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         return sdpa_mask(*args, attention_mask=attention_mask, **options)
 
-    if getattr(model.config, "_attn_implementation", None) == "sdpa":
-        AttentionInterface.register(OWN_ATTENTION, sdpa_attention_forward)
-        AttentionMaskInterface.register(OWN_ATTENTION, mask)
-        model.set_attn_implementation(OWN_ATTENTION)  # type: ignore[operator]
+    if getattr(model.config, "_attn_implementation", None) not in ("sdpa", name):
+        return False
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, mask)
+    model.set_attn_implementation(name)  # type: ignore[operator]
+    return bool(model.config._attn_implementation == name)  # type: ignore[union-attr]
+
+
+def attend_as_before(model: nn.Module) -> None:
+    """Take back ``attend_by``."""
+    model.set_attn_implementation("sdpa")  # type: ignore[operator]
 
 
 def checkpoint_gradients(model: Any) -> None:

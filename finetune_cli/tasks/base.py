@@ -77,6 +77,10 @@ class Layout(Protocol):
         """``input_ids`` and its companions: each [B, T] with a mask where sequences were padded, or [1, N] with where the samples lie."""
         ...
 
+    def tight(self) -> Layout:
+        """The same without rounding up: one sequence is laid out as itself, by every layout alike."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:

@@ -211,11 +211,10 @@ class TextGeneration(Task[TextGenerationConfig]):
             return self._continued(model, batch), {}
         losses, hits = each(self.forward(model, batch), batch.targets)
         counts = batch.extra["counts"].cpu().numpy()
-        places = batch.extra["before"] % batch.inputs["input_ids"].shape[1] + 1
         return {
             "losses": Flat(losses, counts),
             "hits": Flat(hits, counts),
-            "places": Flat(places.int(), counts),
+            "places": Flat(batch.extra["places"], counts),
             "bytes": batch.extra["bytes"],
         }, {"loss": losses.sum()}
 

@@ -25,10 +25,10 @@ def asked(columns: Columns, pad: int) -> Batch:
 
 
 def learnt(columns: Columns, layout: Layout) -> Batch:
-    """Token ids [B, T], padded on the right where no token sees it; targets [S] are the supervised tokens, in the order of the batch.
+    """Token ids as laid out, padded where no token sees it; targets [S] are the supervised tokens, in the order of the batch.
 
-    ``before`` [S]: index of the token before each of them; ``counts`` [B]: how many an example has; ``position_ids`` [B, T] where documents
-    are kept apart.
+    ``before`` [S]: index of the token before each of them in the flattened batch; ``places`` [S]: where they stand in their examples;
+    ``counts`` [B]: how many an example has; ``position_ids`` [B, T] where documents are kept apart and the layout does not do so itself.
     """
     import numpy as np
     import torch
@@ -37,20 +37,21 @@ def learnt(columns: Columns, layout: Layout) -> Batch:
 
     ids, supervised, size, starts = columns["input_ids"], columns["supervised"], columns["bytes"], columns.get("starts")
     assert isinstance(ids, Ragged) and isinstance(supervised, Ragged) and isinstance(size, np.ndarray)
-    laid = layout.lay({"input_ids": ids})["input_ids"]
-    width, lengths = laid.shape[1], ids.lengths()
-    example = np.repeat(np.arange(len(lengths)), lengths)
-    place = np.arange(len(ids.values)) - ids.offsets[example]
+    lengths = ids.lengths()
+    place = np.arange(len(ids.values)) - np.repeat(ids.offsets[:-1], lengths)
+    asked = {"input_ids": ids, "supervised": supervised}
+    if isinstance(starts, Ragged):
+        begun = np.maximum.accumulate(np.where((starts.values > 0) | (place == 0), np.arange(len(place)), 0))
+        asked["position_ids"] = Ragged(np.arange(len(place)) - begun, ids.offsets)
+    laid = layout.lay(asked)
+    laid.pop("attention_mask", None)  # what is padded on the right is seen by no token before it
     counted = supervised.values.astype(bool)
     tokens = torch.from_numpy(ids.values[counted].astype(np.int64))
     extra = {
-        "before": torch.from_numpy((example * width + place - 1)[counted]),
-        "counts": torch.from_numpy(np.bincount(example[counted], minlength=len(lengths))),
+        "before": laid.pop("supervised").flatten().nonzero()[:, 0] - 1,
+        "places": torch.from_numpy(place[counted].astype(np.int32)),
+        "counts": torch.from_numpy(np.bincount(np.repeat(np.arange(len(lengths)), lengths)[counted], minlength=len(lengths))),
         "bytes": torch.from_numpy(np.array(size)),
     }
-    if isinstance(starts, Ragged):
-        begun = np.maximum.accumulate(np.where((starts.values > 0) | (place == 0), np.arange(len(place)), 0))
-        positions = np.zeros((len(lengths), width), np.int64)
-        positions[example, place] = np.arange(len(place)) - begun
-        extra["position_ids"] = torch.from_numpy(positions)
-    return Batch({"input_ids": laid}, tokens, {"loss": float(len(tokens))}, extra)
+    extra |= {"position_ids": laid.pop("position_ids")} if "position_ids" in laid else {}
+    return Batch(laid, tokens, {"loss": float(len(tokens))}, extra)
