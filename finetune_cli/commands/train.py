@@ -153,7 +153,8 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
     model, adapter = _model(config, p, resumed, directory)
     model = model if adapter and adapter.base.is_quantised else model.to(p.device.device)
     state = checkpoint.load_state(start) if start else None
-    saved_plan = state["plan"] if state else None
+    begun = p.begun
+    saved_plan = state["plan"] if state else begun["batches"] if begun else None
     layout, layout_told = packing.layout(
         model,
         pad_id=p.tokenizer.pad_token_id or 0,
@@ -164,6 +165,8 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
     p.task.adjust(model)
     plan = _batches(config, p, model, packed=isinstance(layout, Packed), layout=layout_told, saved_plan=saved_plan)
     plans = {"device": p.device.saved(), "batches": plan.saved()}
+    if begun:
+        plans = {name: resume.in_its_words(now, begun[name]) for name, now in plans.items()}
     if resumed:
         resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
         resume.compare_files(directory.manifest()["files"], p.splits.sources, config.resume_allow)

@@ -1,0 +1,198 @@
+"""SIGKILL: at random times, before and inside every file-system call, at every place where the run looks for signals."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from crew import shared
+from enemies import COMMIT, Enemy, Killer, take_over
+from figures import Figure
+from subject import Before, Ended, Subject, content, faults
+
+from finetune_cli.engine.signals import StopFlag
+from finetune_cli.storage import FileSystem
+
+KILLED = -signal.SIGKILL
+
+
+class Noting(FileSystem):
+    """The real file system; what gets the name of a checkpoint is noted outside of it."""
+
+    def __init__(self, commits: Path) -> None:
+        self.commits = commits
+
+    def rename(self, source: Path, path: Path) -> None:
+        super().rename(source, path)
+        if COMMIT.fullmatch(path.name):
+            with open(self.commits, "a", encoding="ascii") as file:
+                file.write(f"{int(path.name[5:])}\n")
+
+
+def undisturbed(home: Path, steps: int, enemy: Enemy | None = None) -> tuple[dict[str, str], Ended]:
+    """What a run leaves that nobody disturbs; through ``enemy``, where given."""
+    subject = Subject(home, steps).fresh()
+    ended = subject.train(before=lambda: take_over(enemy) if enemy else None)
+    wrong = faults(subject, ended, content(subject.run) if not ended.code else {})
+    if wrong:
+        raise RuntimeError(f"the undisturbed run is bad already: {wrong}")
+    return content(subject.run), ended
+
+
+def landed(subject: Subject) -> str:
+    """Where a kill hit, told by what lies about."""
+    run = subject.run
+    if not (run / "config.yaml").exists():
+        return "before the run"
+    names = [path.name for path in run.glob("checkpoints/*") if path.name.startswith(".")]
+    for start, told in ((".tmp-s", "in a save"), (".tmp-", "in a pointer"), (".trash-", "in a prune")):
+        if any(name.startswith(start) for name in names):
+            return told
+    if not list(run.glob("checkpoints/step-*")):
+        return "before the first checkpoint"
+    return "after training" if (run / "eval").exists() else "between saves"
+
+
+def random_kills(count: int, *, steps: int, seed: int, cores: int) -> Figure:
+    """Runs that are killed at a time drawn from the whole length of a run, and started again, until ``count`` kills have hit."""
+
+    def work(home: Path, quota: Sequence[int]) -> dict[str, Any]:
+        figure, draw = Figure(name=""), random.Random(f"{seed} {home.name}")
+        reference, ended = undisturbed(home / "whole", steps)
+        subject = Subject(home / "killed", steps)
+        while figure.done < len(quota):
+            subject.fresh()
+            while True:
+                lost = subject.committed()
+                ended = subject.train(before=lambda: take_over(Noting(subject.commits)), kill_after=draw.uniform(0, longest(ended)))
+                if ended.code != KILLED:
+                    break
+                figure.trial("kill", lose(lost, ended) if ended.err.count("resuming from") else [])
+                figure.notes[landed(subject)] += 1
+            figure.notes["runs"] += 1
+            figure.bad += [f"after {figure.done} kills: {fault}" for fault in faults(subject, ended, reference) + lose(lost, ended)]
+        return figure.part()
+
+    def longest(ended: Ended, known: list[float] = []) -> float:  # noqa: B006  # the undisturbed run comes first
+        known.append(ended.seconds)
+        return known[0]
+
+    return Figure.joined("random SIGKILLs, a save every step", count, shared(range(count), work, cores=cores))
+
+
+def lose(committed: int, ended: Ended) -> list[str]:
+    """The fault of a start that went on from an earlier step than one that had been committed."""
+    if "nothing to do: the run is finished" in ended.err:
+        return []
+    return [f"went on from step {ended.resumed}, though {committed} was committed"] if ended.resumed < committed else []
+
+
+def trials(
+    name: str, places: Sequence[Any], hit: Callable[[Subject, Any], Before], *, steps: int, cores: int, reached: bool = True
+) -> Figure:
+    """One killed run for each place, gone on with once; a place that is not reached is a fault unless threads decide on it."""
+
+    def work(home: Path, mine: Sequence[Any]) -> dict[str, Any]:
+        figure = Figure(name="")
+        reference, _ = undisturbed(home / "whole", steps)
+        subject = Subject(home / "killed", steps)
+        for place in mine:
+            subject.fresh()
+            ended = subject.train(before=hit(subject, place))
+            if ended.code == KILLED:
+                figure.notes[landed(subject)] += 1
+                committed = subject.committed()
+                ended = subject.train()
+                figure.trial(str(place), faults(subject, ended, reference) + lose(committed, ended))
+            else:
+                figure.notes["not reached"] += 1
+                figure.trial(str(place), ["not reached"] if reached else faults(subject, ended, reference))
+        return figure.part()
+
+    return Figure.joined(name, len(places), shared(places, work, cores=cores))
+
+
+def kills_at_calls(*, steps: int, most: int | None, cores: int) -> Figure:
+    """Every file-system call of a run, killed before it and in its middle (a torn write)."""
+    places = [[at, inside] for at in spread(calls_of(steps, cores=cores), most) for inside in (False, True)]
+
+    def hit(subject: Subject, place: Any) -> Before:
+        return lambda: take_over(Killer(*place, commits=subject.commits))
+
+    return trials("SIGKILL before and inside every file-system call", places, hit, steps=steps, cores=cores, reached=False)
+
+
+def kills_at_checks(*, steps: int, most: int | None, cores: int) -> Figure:
+    """Every micro-batch, batch of an evaluation and part of the end."""
+
+    def hit(subject: Subject, place: Any) -> Before:
+        return lambda: signalled(place, signal.SIGKILL)
+
+    places = spread(checks_of(steps, cores=cores), most)
+    return trials("SIGKILL in every micro-batch, evaluation and part of the end", places, hit, steps=steps, cores=cores)
+
+
+def signalled(at: int, number: int) -> None:
+    """In a fork: from now on this process gets a signal as it looks for signals the ``at``-th time."""
+    real, count = StopFlag.check, [0]
+
+    def check(flag: StopFlag) -> None:
+        count[0] += 1
+        if count[0] == at:
+            os.kill(os.getpid(), number)
+        real(flag)
+
+    StopFlag.check = check  # type: ignore[method-assign]
+
+
+def calls_of(steps: int, *, cores: int) -> int:
+    """How many file-system calls an undisturbed run makes."""
+
+    def work(home: Path, _: Sequence[int]) -> int:
+        told = home / "calls.txt"
+
+        def before() -> Callable[[], None]:
+            enemy = Enemy()
+            take_over(enemy)
+            from finetune_cli.storage import REAL
+
+            return lambda: told.write_text(str(REAL.__dict__["count"])) and None
+
+        subject = Subject(home / "whole", steps).fresh()
+        subject.train(before=before)
+        return int(told.read_text())
+
+    return int(shared([0], work, cores=1)[0])
+
+
+def checks_of(steps: int, *, cores: int) -> int:
+    """How often an undisturbed run looks for signals."""
+
+    def work(home: Path, _: Sequence[int]) -> int:
+        told = home / "checks.txt"
+
+        def before() -> None:
+            real, count = StopFlag.check, [0]
+
+            def check(flag: StopFlag) -> None:
+                count[0] += 1
+                told.write_text(str(count[0]))
+                real(flag)
+
+            StopFlag.check = check  # type: ignore[method-assign]
+
+        Subject(home / "whole", steps).fresh().train(before=before)
+        return int(told.read_text())
+
+    return int(shared([0], work, cores=1)[0])
+
+
+def spread(count: int, most: int | None) -> list[int]:
+    """1 … ``count``, or ``most`` of them, evenly."""
+    if most is None or most >= count:
+        return list(range(1, count + 1))
+    return sorted({1 + round(i * (count - 1) / max(most - 1, 1)) for i in range(most)})
