@@ -26,7 +26,7 @@ def shared(pieces: Sequence[Any], work: Callable[[Path, Sequence[Any]], Any], *,
                     home.mkdir()
                     file.write_text(json.dumps(work(home, pieces[number::cores])), encoding="utf-8")
                     code = 0
-                except BaseException:
+                except BaseException:  # noqa: BLE001  # nothing may go on in the fork
                     traceback.print_exc()
                 finally:
                     sys.stderr.flush()

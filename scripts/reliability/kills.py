@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -12,10 +13,10 @@ from typing import Any
 from crew import shared
 from enemies import COMMIT, Enemy, Killer, take_over
 from figures import Figure
-from subject import Before, Ended, Subject, content, faults
+from subject import Before, Ended, Subject, faults
 
 from finetune_cli.engine.signals import StopFlag
-from finetune_cli.storage import FileSystem
+from finetune_cli.storage import REAL, FileSystem
 
 KILLED = -signal.SIGKILL
 
@@ -31,16 +32,6 @@ class Noting(FileSystem):
         if COMMIT.fullmatch(path.name):
             with open(self.commits, "a", encoding="ascii") as file:
                 file.write(f"{int(path.name[5:])}\n")
-
-
-def undisturbed(home: Path, steps: int, enemy: Enemy | None = None) -> tuple[dict[str, str], Ended]:
-    """What a run leaves that nobody disturbs; through ``enemy``, where given."""
-    subject = Subject(home, steps).fresh()
-    ended = subject.train(before=lambda: take_over(enemy) if enemy else None)
-    wrong = faults(subject, ended, content(subject.run) if not ended.code else {})
-    if wrong:
-        raise RuntimeError(f"the undisturbed run is bad already: {wrong}")
-    return content(subject.run), ended
 
 
 def landed(subject: Subject) -> str:
@@ -62,29 +53,25 @@ def random_kills(count: int, *, steps: int, seed: int, cores: int) -> Figure:
 
     def work(home: Path, quota: Sequence[int]) -> dict[str, Any]:
         figure, draw = Figure(name=""), random.Random(f"{seed} {home.name}")
-        reference, ended = undisturbed(home / "whole", steps)
-        subject = Subject(home / "killed", steps)
+        subject = Subject(home, steps)
+        reference, whole = subject.reference()
         while figure.done < len(quota):
             subject.fresh()
             while True:
-                lost = subject.committed()
-                ended = subject.train(before=lambda: take_over(Noting(subject.commits)), kill_after=draw.uniform(0, longest(ended)))
+                kept = subject.committed()
+                ended = subject.train(before=lambda: take_over(Noting(subject.commits)), kill_after=draw.uniform(0, whole.seconds))
                 if ended.code != KILLED:
                     break
-                figure.trial("kill", lose(lost, ended) if ended.err.count("resuming from") else [])
+                figure.trial("kill", lost(kept, ended) if ended.resumed else [])
                 figure.notes[landed(subject)] += 1
             figure.notes["runs"] += 1
-            figure.bad += [f"after {figure.done} kills: {fault}" for fault in faults(subject, ended, reference) + lose(lost, ended)]
+            figure.bad += [f"after {figure.done} kills: {fault}" for fault in faults(subject, ended, reference) + lost(kept, ended)]
         return figure.part()
-
-    def longest(ended: Ended, known: list[float] = []) -> float:  # noqa: B006  # the undisturbed run comes first
-        known.append(ended.seconds)
-        return known[0]
 
     return Figure.joined("random SIGKILLs, a save every step", count, shared(range(count), work, cores=cores))
 
 
-def lose(committed: int, ended: Ended) -> list[str]:
+def lost(committed: int, ended: Ended) -> list[str]:
     """The fault of a start that went on from an earlier step than one that had been committed."""
     if "nothing to do: the run is finished" in ended.err:
         return []
@@ -98,8 +85,8 @@ def trials(
 
     def work(home: Path, mine: Sequence[Any]) -> dict[str, Any]:
         figure = Figure(name="")
-        reference, _ = undisturbed(home / "whole", steps)
-        subject = Subject(home / "killed", steps)
+        subject = Subject(home, steps)
+        reference, _ = subject.reference()
         for place in mine:
             subject.fresh()
             ended = subject.train(before=hit(subject, place))
@@ -107,7 +94,7 @@ def trials(
                 figure.notes[landed(subject)] += 1
                 committed = subject.committed()
                 ended = subject.train()
-                figure.trial(str(place), faults(subject, ended, reference) + lose(committed, ended))
+                figure.trial(str(place), faults(subject, ended, reference) + lost(committed, ended))
             else:
                 figure.notes["not reached"] += 1
                 figure.trial(str(place), ["not reached"] if reached else faults(subject, ended, reference))
@@ -118,7 +105,7 @@ def trials(
 
 def kills_at_calls(*, steps: int, most: int | None, cores: int) -> Figure:
     """Every file-system call of a run, killed before it and in its middle (a torn write)."""
-    places = [[at, inside] for at in spread(calls_of(steps, cores=cores), most) for inside in (False, True)]
+    places = [[at, inside] for at in spread(calls_of(steps), most) for inside in (False, True)]
 
     def hit(subject: Subject, place: Any) -> Before:
         return lambda: take_over(Killer(*place, commits=subject.commits))
@@ -132,61 +119,48 @@ def kills_at_checks(*, steps: int, most: int | None, cores: int) -> Figure:
     def hit(subject: Subject, place: Any) -> Before:
         return lambda: signalled(place, signal.SIGKILL)
 
-    places = spread(checks_of(steps, cores=cores), most)
+    places = spread(checks_of(steps), most)
     return trials("SIGKILL in every micro-batch, evaluation and part of the end", places, hit, steps=steps, cores=cores)
 
 
 def signalled(at: int, number: int) -> None:
     """In a fork: from now on this process gets a signal as it looks for signals the ``at``-th time."""
-    real, count = StopFlag.check, [0]
+    _at_checks(lambda count: os.kill(os.getpid(), number) if count == at else None)
+
+
+def _at_checks(meet: Callable[[int], None]) -> None:
+    real, count = StopFlag.check, itertools.count(1)
 
     def check(flag: StopFlag) -> None:
-        count[0] += 1
-        if count[0] == at:
-            os.kill(os.getpid(), number)
+        meet(next(count))
         real(flag)
 
     StopFlag.check = check  # type: ignore[method-assign]
 
 
-def calls_of(steps: int, *, cores: int) -> int:
+def calls_of(steps: int) -> int:
     """How many file-system calls an undisturbed run makes."""
 
-    def work(home: Path, _: Sequence[int]) -> int:
-        told = home / "calls.txt"
+    def before(told: Path) -> Callable[[], None]:
+        take_over(Enemy())
+        return lambda: told.write_text(str(REAL.__dict__["count"])) and None
 
-        def before() -> Callable[[], None]:
-            enemy = Enemy()
-            take_over(enemy)
-            from finetune_cli.storage import REAL
-
-            return lambda: told.write_text(str(REAL.__dict__["count"])) and None
-
-        subject = Subject(home / "whole", steps).fresh()
-        subject.train(before=before)
-        return int(told.read_text())
-
-    return int(shared([0], work, cores=1)[0])
+    return _counted(steps, before)
 
 
-def checks_of(steps: int, *, cores: int) -> int:
+def checks_of(steps: int) -> int:
     """How often an undisturbed run looks for signals."""
 
+    def before(told: Path) -> None:
+        _at_checks(lambda count: told.write_text(str(count)) and None)
+
+    return _counted(steps, before)
+
+
+def _counted(steps: int, before: Callable[[Path], Callable[[], None] | None]) -> int:
     def work(home: Path, _: Sequence[int]) -> int:
-        told = home / "checks.txt"
-
-        def before() -> None:
-            real, count = StopFlag.check, [0]
-
-            def check(flag: StopFlag) -> None:
-                count[0] += 1
-                told.write_text(str(count[0]))
-                real(flag)
-
-            StopFlag.check = check  # type: ignore[method-assign]
-
-        Subject(home / "whole", steps).fresh().train(before=before)
-        return int(told.read_text())
+        Subject(home, steps).fresh().train(before=lambda: before(home / "count.txt"))
+        return int((home / "count.txt").read_text())
 
     return int(shared([0], work, cores=1)[0])
 

@@ -35,6 +35,7 @@ OPTIONS = [
 MEMORY = 5e5
 """Bytes that are said to be free, so that a batch goes through in several micro-batches."""
 RESUMED = re.compile(r"^resuming from step (\d+)", re.MULTILINE)
+OF_THE_RUN = ("config.yaml", "metrics.json", "metrics.jsonl")
 DEBRIS = (".tmp-", ".trash-", ".aside-", ".corrupt-", ".reserve")
 
 
@@ -142,12 +143,20 @@ class Subject:
                 code = 98
             if after:
                 after()
-        except BaseException:
+        except BaseException:  # noqa: BLE001  # nothing may go on in the fork
             traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+
+    def reference(self) -> tuple[dict[str, str], Ended]:
+        """What the run leaves in this very place when nobody disturbs it, and how it ended."""
+        ended = self.fresh().train()
+        wrong = faults(self, ended, content(self.run) if not ended.code else {})
+        if wrong:
+            raise RuntimeError(f"the undisturbed run is bad already: {wrong}")
+        return content(self.run), ended
 
     def committed(self) -> int:
         """The newest checkpoint that ever got its name."""
@@ -155,12 +164,13 @@ class Subject:
 
 
 def content(run: Path) -> dict[str, str]:
-    """What must be equal, by name: sha256 of weights, optimizer and counters, of metrics and predictions; where the links point."""
+    """What must be equal, by name: the sha256 of every file that does not tell the time or the machine, and where the links point.
+
+    Weights, optimizer, counters, manifests, metrics.jsonl, metrics.json, the exported model, predictions.
+    """
     found = {}
-    patterns = ("metrics.json*", "checkpoints/step-*/*", "model/*", "eval/*/*")
-    clock = ("config.yaml", "README.md", "manifest.json")
-    for path in sorted(path for pattern in patterns for path in run.glob(pattern)):
-        if path.is_file() and path.name not in clock:
+    for path in sorted(path for pattern in ("*.*", "checkpoints/step-*/*", "model/*", "eval/*/*") for path in run.glob(pattern)):
+        if path.is_file() and (path.parent != run or path.name in OF_THE_RUN):
             found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found | {name: os.readlink(run / "checkpoints" / name) for name in ("best", "last")}
 

@@ -1,0 +1,105 @@
+"""What a run must survive without being killed: errors of the disk at every call, limits of the system, signals that ask to stop."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from crew import shared
+from enemies import Failing, take_over
+from figures import Figure
+from kills import calls_of, checks_of, lost, signalled, spread
+from subject import Ended, Subject, faults
+
+from finetune_cli.errors import Exit
+
+FOREVER = 10**6
+ERRORS = [(errno.ENOSPC, FOREVER), (errno.EDQUOT, FOREVER), (errno.EROFS, FOREVER), (errno.EIO, FOREVER), (errno.EIO, 1)]
+"""(error, calls that fail in a row)"""
+
+
+def told_well(ended: Ended, subject: Subject, *names: str) -> list[str]:
+    """Whether a run that was not finished says so as it must: exit 5 and three lines; 2 where no run could be begun at all."""
+    if ended.code == Exit.DONE:
+        return []
+    begun = (subject.run / "config.yaml").exists()
+    if ended.code != Exit.MACHINE and not (ended.code == Exit.USER and not begun):
+        return [f"exit {ended.code}: {ended.told}"]
+    last = ended.err.strip().splitlines()[-3:]
+    wrong = [] if [line.split(":")[0] for line in last] == ["error", "where", "fix"] else [f"not three lines: {ended.told}"]
+    if names and not any(name in ended.err for name in names):
+        wrong.append(f"the cause is not named: {ended.told}")
+    return wrong
+
+
+def errors_at_calls(*, steps: int, most: int | None, cores: int) -> Figure:
+    """Every file-system call of a run fails, for ever or once; then the disk is mended and the same command goes on."""
+
+    def work(home: Path, places: Sequence[Any]) -> dict[str, Any]:
+        figure, subject = Figure(name=""), Subject(home, steps)
+        reference, _ = subject.reference()
+        for at, code, times in places:
+            subject.fresh()
+            name = errno.errorcode[code]
+            ended = subject.train(before=lambda: take_over(Failing(at, code, times, commits=subject.commits)))  # noqa: B023
+            wrong, kept = told_well(ended, subject, name), subject.committed()
+            figure.notes[f"{name} exit {ended.code}"] += 1
+            if ended.code:
+                ended = subject.train()
+                wrong += lost(kept, ended)
+            figure.trial(f"{name} at call {at}, {times} times", wrong + faults(subject, ended, reference))
+        return figure.part()
+
+    places = [[at, code, times] for at in spread(calls_of(steps), most) for code, times in ERRORS]
+    return Figure.joined("ENOSPC, EDQUOT, EROFS, EIO at every file-system call", len(places), shared(places, work, cores=cores))
+
+
+def file_size_limits(*, steps: int, count: int, cores: int) -> Figure:
+    """``ulimit -f`` at sizes from nothing to the largest file of the run: an error that no layer of ours has made up."""
+
+    def work(home: Path, shares: Sequence[float]) -> dict[str, Any]:
+        figure, subject = Figure(name=""), Subject(home, steps)
+        reference, _ = subject.reference()
+        largest = max(path.stat().st_size for path in subject.run.rglob("*") if path.is_file())
+        for share in shares:
+            subject.fresh()
+            limit = int(largest * share)
+            ended = subject.train(before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))  # noqa: B023
+            wrong = told_well(ended, subject, "EFBIG", "File too large", "file size")
+            figure.notes[f"exit {ended.code}"] += 1
+            if ended.code:
+                ended = subject.train()
+            figure.trial(f"at most {limit} bytes a file", wrong + faults(subject, ended, reference))
+        return figure.part()
+
+    shares = [i / count for i in range(1, count)]
+    return Figure.joined("file size limits (no injection)", len(shares), shared(shares, work, cores=cores))
+
+
+def graceful_stops(*, steps: int, most: int | None, cores: int) -> Figure:
+    """SIGTERM in every micro-batch, batch of an evaluation and part of the end; then the same command goes on."""
+
+    def work(home: Path, places: Sequence[int]) -> dict[str, Any]:
+        figure, subject = Figure(name=""), Subject(home, steps)
+        reference, _ = subject.reference()
+        for at in places:
+            subject.fresh()
+            ended = subject.train(before=lambda: signalled(at, signal.SIGTERM))  # noqa: B023
+            wrong = [] if ended.code == Exit.PREEMPTED else [f"exit {ended.code}, not {int(Exit.PREEMPTED)}: {ended.told}"]
+            saved = ended.err.rpartition("saved step ")[2].split()
+            kept = int(saved[0]) if "saved step " in ended.err else 0
+            figure.notes["stopped in training" if "saved step " in ended.err else "stopped before or after training"] += 1
+            if ended.out != (f"{subject.run}\n" if subject.run.exists() else ""):
+                wrong.append(f"stdout is {ended.out!r}")
+            ended = subject.train()
+            if kept and ended.resumed != kept:
+                wrong.append(f"went on from step {ended.resumed}, though step {kept} was saved")
+            figure.trial(f"SIGTERM at place {at}", wrong + faults(subject, ended, reference))
+        return figure.part()
+
+    places = spread(checks_of(steps), most)
+    return Figure.joined("SIGTERM in every micro-batch, evaluation and part of the end", len(places), shared(places, work, cores=cores))
