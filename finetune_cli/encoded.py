@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from finetune_cli.data import TokenCounts
+from finetune_cli.storage import REAL
 
 FORMAT = 1
 """Part of every cache key: raise it when the meaning of encoded columns changes."""
@@ -128,6 +129,9 @@ def encode_once(chunks: Callable[[], Iterable[Examples]], name: str) -> Examples
         return join(list(chunks()))
     try:
         _write(temporary, chunks())
+        for file in temporary.iterdir():  # else a power loss could leave zeros of the right size under the name
+            REAL.fsync(file)
+        REAL.fsync_dir(temporary)
         os.rename(temporary, entry)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)

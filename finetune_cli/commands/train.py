@@ -27,6 +27,7 @@ from finetune_cli.engine.signals import StopFlag, stoppable
 from finetune_cli.errors import Diverged, Exit, FtuneError, Interrupted, Stopped
 from finetune_cli.packing import Packed
 from finetune_cli.run import Run, State
+from finetune_cli.storage import disk_trouble
 
 
 def run(config: TrainConfig, invocation: Invocation) -> float | None:
@@ -58,9 +59,10 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         prepared = prepare(config, invocation.user_set, resumed, stop)
         trainer = _trainer(config, invocation, prepared, directory, resumed, stop)
         began = True
-        fit(trainer)
-        stop.trained()
-        value = finish(trainer, config, prepared.splits, prepared.table, prepared.data, prepared.expectations, prepared.ledger)
+        with disk_trouble(directory.fs, "writing the run", directory.path, any_cause=False):
+            fit(trainer)
+            stop.trained()
+            value = finish(trainer, config, prepared.splits, prepared.table, prepared.data, prepared.expectations, prepared.ledger)
         _close(directory, "done", trainer.state.step, Exit.DONE)
         directory.link_latest()
         return value
@@ -175,6 +177,7 @@ def _trainer(config: TrainConfig, invocation: Invocation, p: Prepared, directory
     if adapter and p.source is None and not start:
         _keep_base(directory, model, p.tokenizer)
     stop.began(directory.path)
+    directory.store.make()
     directory.write_command(["ftune", *invocation.typed])
     directory.set_status("running", step=state["step"] if state else 0)
     trainer = Trainer(

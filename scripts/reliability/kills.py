@@ -54,12 +54,13 @@ def random_kills(count: int, *, steps: int, seed: int, cores: int) -> Figure:
     def work(home: Path, quota: Sequence[int]) -> dict[str, Any]:
         figure, draw = Figure(name=""), random.Random(f"{seed} {home.name}")
         subject = Subject(home, steps)
-        reference, whole = subject.reference()
+        reference, cold = subject.reference()
+        length = min(cold.seconds, subject.reference()[1].seconds)
         while figure.done < len(quota):
             subject.fresh()
             while True:
                 kept = subject.committed()
-                ended = subject.train(before=lambda: take_over(Noting(subject.commits)), kill_after=draw.uniform(0, whole.seconds))
+                ended = subject.train(before=lambda: take_over(Noting(subject.commits)), kill_after=draw.uniform(0, length))
                 if ended.code != KILLED:
                     break
                 figure.trial("kill", lost(kept, ended) if ended.resumed else [])
@@ -113,7 +114,7 @@ def kills_at_calls(*, steps: int, most: int | None, cores: int) -> Figure:
     return trials("SIGKILL before and inside every file-system call", places, hit, steps=steps, cores=cores, reached=False)
 
 
-def kills_at_checks(*, steps: int, most: int | None, cores: int) -> Figure:
+def killsat_checks(*, steps: int, most: int | None, cores: int) -> Figure:
     """Every micro-batch, batch of an evaluation and part of the end."""
 
     def hit(subject: Subject, place: Any) -> Before:
@@ -125,10 +126,11 @@ def kills_at_checks(*, steps: int, most: int | None, cores: int) -> Figure:
 
 def signalled(at: int, number: int) -> None:
     """In a fork: from now on this process gets a signal as it looks for signals the ``at``-th time."""
-    _at_checks(lambda count: os.kill(os.getpid(), number) if count == at else None)
+    at_checks(lambda count: os.kill(os.getpid(), number) if count == at else None)
 
 
-def _at_checks(meet: Callable[[int], None]) -> None:
+def at_checks(meet: Callable[[int], None]) -> None:
+    """In a fork: ``meet(n)`` as this process looks for signals the n-th time."""
     real, count = StopFlag.check, itertools.count(1)
 
     def check(flag: StopFlag) -> None:
@@ -152,7 +154,7 @@ def checks_of(steps: int) -> int:
     """How often an undisturbed run looks for signals."""
 
     def before(told: Path) -> None:
-        _at_checks(lambda count: told.write_text(str(count)) and None)
+        at_checks(lambda count: told.write_text(str(count)) and None)
 
     return _counted(steps, before)
 

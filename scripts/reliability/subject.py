@@ -11,7 +11,6 @@ import os
 import pkgutil
 import re
 import select
-import shutil
 import signal
 import sys
 import threading
@@ -29,7 +28,7 @@ ROWS = (("train", 32), ("validation", 8), ("test", 8))
 OPTIONS = [
     *("model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "model.shape.heads=2", "model.shape.intermediate=64"),
     *("model.shape.positions=64", "train.batch_size=8", "train.save_every=1", "train.eval_every=2", "train.log_every=1"),
-    *("train.keep=1", "optimizer.lr=3e-3", "device=cpu", "device.threads=1", "run.dir=run", "resume=auto"),
+    *("train.keep=1", "optimizer.lr=3e-3", "device=cpu", "device.threads=1", "resume=auto"),
     *(f"data.{name}=data/{name}.csv" for name, _ in ROWS),
 ]
 MEMORY = 5e5
@@ -87,10 +86,11 @@ class Subject:
 
     home: Path
     steps: int
+    place: str = "run"
 
     @property
     def run(self) -> Path:
-        return self.home / "run"
+        return self.home / self.place
 
     @property
     def commits(self) -> Path:
@@ -99,7 +99,8 @@ class Subject:
 
     def fresh(self) -> Subject:
         """Itself, with data and without a run."""
-        shutil.rmtree(self.home, ignore_errors=True)
+        self.home.mkdir(exist_ok=True)
+        _empty(self.home)
         for shift, (name, count) in enumerate(ROWS):
             write_rows(self.home / "data" / f"{name}.csv", labelled_rows(count, shift=100 * shift))
         return self
@@ -109,7 +110,7 @@ class Subject:
         began = time.monotonic()
         child = os.fork()
         if child == 0:
-            self._become([*OPTIONS, f"train.steps={self.steps}", *more], before)
+            self._become([*OPTIONS, f"run.dir={self.place}", f"train.steps={self.steps}", *more], before)
         watched = os.pidfd_open(child)
         try:
             if not select.select([watched], [], [], LIMIT_SECONDS if kill_after is None else kill_after)[0]:
@@ -161,6 +162,17 @@ class Subject:
     def committed(self) -> int:
         """The newest checkpoint that ever got its name."""
         return max(map(int, self.commits.read_text().split()), default=0) if self.commits.exists() else 0
+
+
+def _empty(folder: Path) -> None:
+    """Remove all in a folder but what is mounted there."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            _empty(entry)
+            with contextlib.suppress(OSError):
+                entry.rmdir()
+        else:
+            entry.unlink()
 
 
 def content(run: Path) -> dict[str, str]:

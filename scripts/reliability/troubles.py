@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import signal
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from typing import Any
 from crew import shared
 from enemies import Failing, take_over
 from figures import Figure
-from kills import calls_of, checks_of, lost, signalled, spread
+from kills import at_checks, calls_of, checks_of, lost, signalled, spread
+from mounts import mount, unmount
 from subject import Ended, Subject, faults
 
 from finetune_cli.errors import Exit
@@ -103,3 +105,39 @@ def graceful_stops(*, steps: int, most: int | None, cores: int) -> Figure:
 
     places = spread(checks_of(steps), most)
     return Figure.joined("SIGTERM in every micro-batch, evaluation and part of the end", len(places), shared(places, work, cores=cores))
+
+
+FULL = "a real disk (tmpfs) that is full from some moment on"
+LEFT = (0, 5_000, 50_000, 250_000)
+"""Bytes that are still free when a disk is filled."""
+
+
+def full_disks(*, steps: int, most: int | None, cores: int) -> Figure:
+    """A real disk (tmpfs) that others fill while the run goes on, but for a few bytes; then they tidy up and the same command goes on."""
+
+    def work(home: Path, places: Sequence[Any]) -> dict[str, Any]:
+        figure, subject = Figure(name=""), Subject(home, steps, place="disk/run")
+        mount(home / "disk", "16m")
+        reference, _ = subject.reference()
+        for at, left in places:
+            subject.fresh()
+            ballast = home / "disk" / "ballast"
+            ended = subject.train(before=lambda: at_checks(lambda count: _fill(ballast, left) if count == at else None))  # noqa: B023
+            ballast.unlink(missing_ok=True)
+            wrong = told_well(ended, subject, "ENOSPC")
+            figure.notes[f"exit {ended.code}"] += 1
+            if ended.code:
+                ended = subject.train()
+            figure.trial(f"{left} bytes free from place {at} on", wrong + faults(subject, ended, reference))
+        unmount(home / "disk")
+        return figure.part()
+
+    places = [[at, left] for at in spread(checks_of(steps), most) for left in LEFT]
+    return Figure.joined(FULL, len(places), shared(places, work, cores=cores))
+
+
+def _fill(ballast: Path, left: int) -> None:
+    """Take what is free on the disk of ``ballast`` but for ``left`` bytes."""
+    free = os.statvfs(ballast.parent)
+    with open(ballast, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(free.f_bavail * free.f_bsize - left, 1))
