@@ -6,6 +6,7 @@ of different folders in any. Un-synced data is there in full, by half, not at al
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import random
@@ -120,21 +121,18 @@ class Bytes:
     """What a file holds in one state; equal ``key``: equal bytes."""
 
     data: bytes
-    key: tuple[int, int, str]
+    key: bytes
 
 
 class File:
     """Bytes as written, and as they surely are on the disk."""
 
-    _numbers = itertools.count()
-
     def __init__(self, data: bytes = b"") -> None:
-        self.number, self.version = next(self._numbers), 0
         self.data = self.durable = data
         self._forms: dict[str, Bytes] = {}
 
     def change(self, data: bytes, *, durable: bool = False) -> None:
-        self.data, self.version, self._forms = data, self.version + 1, {}
+        self.data, self._forms = data, {}
         if durable:
             self.durable = data
 
@@ -147,7 +145,7 @@ class File:
             else:
                 new = self.data[kept:]
                 found = self.durable + {"half": new[: len(new) // 2], "lost": b"", "zeros": bytes(len(new))}[mode]
-            self._forms[mode] = Bytes(found, (self.number, self.version, mode))
+            self._forms[mode] = Bytes(found, hashlib.blake2b(found, digest_size=16).digest())
         return self._forms[mode]
 
 
@@ -241,17 +239,22 @@ class Disk:
 
 
 def identity(state: dict[str, Any]) -> Any:
-    """Equal for states of one disk that hold the same."""
+    """Equal for states that hold the same."""
     return tuple(
         (name, identity(child) if isinstance(child, dict) else child.key if isinstance(child, Bytes) else child)
         for name, child in sorted(state.items())
     )
 
 
-def crash_states(calls: list[Call], start: Path | None = None) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(number of the call, last acknowledged step, what is on the disk) for every prefix of the calls, each state once."""
+def crash_states(
+    calls: list[Call], start: Path | None = None, *, seen: set[Any] | None = None
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(number of the call, last acknowledged step, what is on the disk) for every prefix of the calls, each state once.
+
+    ``seen``: identities with what was acknowledged that are left out, and to which those of here are added.
+    """
     disk, acknowledged, draw = Disk(start), 0, random.Random(7)
-    seen: set[Any] = set()
+    seen = set() if seen is None else seen
     for number, call in enumerate(calls):
         if call[0] == "acknowledge":
             acknowledged = call[1]

@@ -5,33 +5,38 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 
-def shared(pieces: Sequence[Any], work: Callable[[Path, Sequence[Any]], Any], *, cores: int) -> list[Any]:
-    """``work(home, pieces)`` in ``cores`` forks, each with a folder of its own; the results. A worker that fails ends all."""
-    with tempfile.TemporaryDirectory(prefix="ftune-reliability-") as folder:
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """``cores`` workers at a time; the n-th always works in ``folder/n``."""
+
+    cores: int
+    folder: Path
+
+    def share(self, pieces: Sequence[Any], work: Callable[[Path, Sequence[Any]], Any]) -> list[Any]:
+        """``work(home, its pieces)`` in every worker that gets a piece; what they return. A worker that fails ends all."""
         children = {}
-        for number in range(cores):
-            file = Path(folder) / f"{number}.json"
+        for number in range(min(self.cores, len(pieces))):
+            home, result = self.folder / str(number), self.folder / f"{number}-result.json"
             child = os.fork()
             if child == 0:
                 code = 1
                 try:
-                    home = Path(folder) / str(number)
-                    home.mkdir()
-                    file.write_text(json.dumps(work(home, pieces[number::cores])), encoding="utf-8")
+                    home.mkdir(exist_ok=True)
+                    result.write_text(json.dumps(work(home, pieces[number :: self.cores])), encoding="utf-8")
                     code = 0
                 except BaseException:  # noqa: BLE001  # nothing may go on in the fork
                     traceback.print_exc()
                 finally:
                     sys.stderr.flush()
                     os._exit(code)
-            children[child] = file
+            children[child] = result
         failed = [child for child in children if os.waitpid(child, 0)[1]]
         if failed:
             raise RuntimeError("a worker of the harness failed; it said why above")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crew import shared
+from crew import Crew
 from figures import Figure
 from kills import signalled
 from subject import Subject, faults
@@ -47,12 +47,12 @@ def spoil(file: Path, draw: random.Random) -> tuple[str, bytes]:
     return kind, whole
 
 
-def damages(count: int, *, steps: int, seed: int, cores: int) -> Figure:
+def damages(count: int, *, steps: int, seed: int, crew: Crew) -> Figure:
     """Random damage to a random file of a random checkpoint of a real run, then made good again."""
 
     def work(home: Path, quota: Sequence[int]) -> dict[str, Any]:
         figure, draw, subject = Figure(name=""), random.Random(f"{seed} damage {home.name}"), Subject(home, steps)
-        subject.reference()
+        subject.fresh().train()
         store = Store(subject.run / "checkpoints", REAL)
         for _ in quota:
             checkpoint = store.root / draw.choice(store.steps())
@@ -67,10 +67,10 @@ def damages(count: int, *, steps: int, seed: int, cores: int) -> Figure:
         figure.bad += wrong
         return figure.part()
 
-    return Figure.joined("damaged bytes of a checkpoint, detected and named", count, shared(range(count), work, cores=cores))
+    return Figure.joined("damaged bytes of a checkpoint, detected and named", count, crew.share(range(count), work))
 
 
-def damaged_newest(count: int, *, steps: int, seed: int, cores: int) -> Figure:
+def damaged_newest(count: int, *, steps: int, seed: int, crew: Crew) -> Figure:
     """A run is killed, its newest checkpoint damaged; the same command names it, goes on from the one before, and ends the same."""
 
     def work(home: Path, quota: Sequence[int]) -> dict[str, Any]:
@@ -94,4 +94,4 @@ def damaged_newest(count: int, *, steps: int, seed: int, cores: int) -> Figure:
             figure.trial(f"{kind} of {names[-1]}/{file.name}", wrong)
         return figure.part()
 
-    return Figure.joined("a damaged newest checkpoint: named, passed over, made again", count, shared(range(count), work, cores=cores))
+    return Figure.joined("a damaged newest checkpoint: named, passed over, made again", count, crew.share(range(count), work))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from crew import shared
+from crew import Crew
 from enemies import COMMIT, Enemy, Killer, take_over
 from figures import Figure
 from subject import Before, Ended, Subject, faults
@@ -48,28 +49,31 @@ def landed(subject: Subject) -> str:
     return "after training" if (run / "eval").exists() else "between saves"
 
 
-def random_kills(count: int, *, steps: int, seed: int, cores: int) -> Figure:
-    """Runs that are killed at a time drawn from the whole length of a run, and started again, until ``count`` kills have hit."""
+def random_kills(count: int, *, steps: int, seed: int, crew: Crew) -> Figure:
+    """Runs that are killed at a time drawn from the whole length of a run, started again and killed again, until ``count`` kills hit."""
 
     def work(home: Path, quota: Sequence[int]) -> dict[str, Any]:
         figure, draw = Figure(name=""), random.Random(f"{seed} {home.name}")
         subject = Subject(home, steps)
-        reference, cold = subject.reference()
-        length = min(cold.seconds, subject.reference()[1].seconds)
+        reference, length = subject.reference()
         while figure.done < len(quota):
             subject.fresh()
-            while True:
-                kept = subject.committed()
-                ended = subject.train(before=lambda: take_over(Noting(subject.commits)), kill_after=draw.uniform(0, length))
-                if ended.code != KILLED:
-                    break
+            kept, ended = 0, subject.train(before=noting(subject), kill_after=draw.uniform(0, length))
+            while ended.code == KILLED:
                 figure.trial("kill", lost(kept, ended) if ended.resumed else [])
                 figure.notes[landed(subject)] += 1
+                kept = subject.committed()
+                ended = subject.train(before=noting(subject), kill_after=draw.uniform(0, 1.5 * length))  # one in three may end
             figure.notes["runs"] += 1
             figure.bad += [f"after {figure.done} kills: {fault}" for fault in faults(subject, ended, reference) + lost(kept, ended)]
         return figure.part()
 
-    return Figure.joined("random SIGKILLs, a save every step", count, shared(range(count), work, cores=cores))
+    return Figure.joined("random SIGKILLs, a save every step", count, crew.share(range(count), work))
+
+
+def noting(subject: Subject) -> Before:
+    """In the fork: the real file system, which notes every checkpoint that gets its name."""
+    return lambda: take_over(Noting(subject.commits))
 
 
 def lost(committed: int, ended: Ended) -> list[str]:
@@ -80,7 +84,7 @@ def lost(committed: int, ended: Ended) -> list[str]:
 
 
 def trials(
-    name: str, places: Sequence[Any], hit: Callable[[Subject, Any], Before], *, steps: int, cores: int, reached: bool = True
+    name: str, places: Sequence[Any], hit: Callable[[Subject, Any], Before], *, steps: int, crew: Crew, reached: bool = True
 ) -> Figure:
     """One killed run for each place, gone on with once; a place that is not reached is a fault unless threads decide on it."""
 
@@ -101,27 +105,27 @@ def trials(
                 figure.trial(str(place), ["not reached"] if reached else faults(subject, ended, reference))
         return figure.part()
 
-    return Figure.joined(name, len(places), shared(places, work, cores=cores))
+    return Figure.joined(name, len(places), crew.share(places, work))
 
 
-def kills_at_calls(*, steps: int, most: int | None, cores: int) -> Figure:
+def kills_at_calls(*, steps: int, most: int | None, crew: Crew) -> Figure:
     """Every file-system call of a run, killed before it and in its middle (a torn write)."""
-    places = [[at, inside] for at in spread(calls_of(steps), most) for inside in (False, True)]
+    places = [[at, inside] for at in spread(calls_of(steps, crew), most) for inside in (False, True)]
 
     def hit(subject: Subject, place: Any) -> Before:
         return lambda: take_over(Killer(*place, commits=subject.commits))
 
-    return trials("SIGKILL before and inside every file-system call", places, hit, steps=steps, cores=cores, reached=False)
+    return trials("SIGKILL before and inside every file-system call", places, hit, steps=steps, crew=crew, reached=False)
 
 
-def killsat_checks(*, steps: int, most: int | None, cores: int) -> Figure:
+def kills_at_checks(*, steps: int, most: int | None, crew: Crew) -> Figure:
     """Every micro-batch, batch of an evaluation and part of the end."""
 
     def hit(subject: Subject, place: Any) -> Before:
         return lambda: signalled(place, signal.SIGKILL)
 
-    places = spread(checks_of(steps), most)
-    return trials("SIGKILL in every micro-batch, evaluation and part of the end", places, hit, steps=steps, cores=cores)
+    places = spread(checks_of(steps, crew), most)
+    return trials("SIGKILL in every micro-batch, evaluation and part of the end", places, hit, steps=steps, crew=crew)
 
 
 def signalled(at: int, number: int) -> None:
@@ -140,31 +144,33 @@ def at_checks(meet: Callable[[int], None]) -> None:
     StopFlag.check = check  # type: ignore[method-assign]
 
 
-def calls_of(steps: int) -> int:
+@functools.cache
+def calls_of(steps: int, crew: Crew) -> int:
     """How many file-system calls an undisturbed run makes."""
 
     def before(told: Path) -> Callable[[], None]:
         take_over(Enemy())
         return lambda: told.write_text(str(REAL.__dict__["count"])) and None
 
-    return _counted(steps, before)
+    return _counted(steps, crew, before)
 
 
-def checks_of(steps: int) -> int:
+@functools.cache
+def checks_of(steps: int, crew: Crew) -> int:
     """How often an undisturbed run looks for signals."""
 
     def before(told: Path) -> None:
         at_checks(lambda count: told.write_text(str(count)) and None)
 
-    return _counted(steps, before)
+    return _counted(steps, crew, before)
 
 
-def _counted(steps: int, before: Callable[[Path], Callable[[], None] | None]) -> int:
+def _counted(steps: int, crew: Crew, before: Callable[[Path], Callable[[], None] | None]) -> int:
     def work(home: Path, _: Sequence[int]) -> int:
         Subject(home, steps).fresh().train(before=lambda: before(home / "count.txt"))
         return int((home / "count.txt").read_text())
 
-    return int(shared([0], work, cores=1)[0])
+    return int(crew.share([0], work)[0])
 
 
 def spread(count: int, most: int | None) -> list[int]:

@@ -7,14 +7,16 @@ states the command itself is run to its end. The table of syncs leaves out each 
 from __future__ import annotations
 
 import contextlib
+import io
 import pickle
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crew import shared
+from crew import Crew
 from disks import Call, Disk, Recorder, crash_states, lay_out
 from enemies import COMMIT, take_over
 from figures import Figure
@@ -22,11 +24,13 @@ from kills import signalled
 from subject import OPTIONS, Subject, faults
 
 from finetune_cli import checkpoint
+from finetune_cli.config import saved
 from finetune_cli.config.schema import RunConfig
 from finetune_cli.engine import resume
 from finetune_cli.errors import FtuneError
 from finetune_cli.run import Run
 from finetune_cli.storage import REAL
+from finetune_cli.tasks import task_configs
 
 KEEP = next(int(option.rpartition("=")[2]) for option in OPTIONS if option.startswith("train.keep="))
 DONE = 10**9
@@ -59,7 +63,7 @@ def recorded(subject: Subject, start: Path | None = None) -> Trace:
     if ended.code:
         raise RuntimeError(f"the recorded run is bad already: {ended.told}")
     run = subject.run
-    calls = acknowledged([call for call in pickle.loads(told.read_bytes()) if call[1][:1] == (subject.place,)])
+    calls = acknowledged([call for call in pickle.loads(told.read_bytes()) if call[1][:1] in ((), (subject.place,))])
     manifests = dict(_manifests(calls, start))
     names = ("metrics.json", "model", "eval", "report/index.html", "report/report.md")
     files = [file for name in names for file in ([run / name] if (run / name).is_file() else sorted((run / name).rglob("*")))]
@@ -106,6 +110,11 @@ def _disk(start: Path | None) -> Disk:
 
 def losses(trace: Trace, run: Path, acknowledged: int) -> list[str]:
     """What is lost or wrong in the run that a power loss left at ``run``; it is recovered on the way."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return _losses(trace, run, acknowledged)
+
+
+def _losses(trace: Trace, run: Path, acknowledged: int) -> list[str]:
     if not Run.exists(run):
         if acknowledged:
             return ["the run is gone"]
@@ -114,6 +123,7 @@ def losses(trace: Trace, run: Path, acknowledged: int) -> list[str]:
     try:
         done = Run.open(run).status().get("state") == "done"
         manifest = Run.open(run).manifest()
+        saved.load(run / "config.yaml", tasks=task_configs())
         wrong = [] if manifest["plan"] else ["no plan"]
         if done:
             return wrong + _missing(trace, run)
@@ -188,96 +198,97 @@ def traces(subject: Subject) -> list[Trace]:
     return [*found, recorded(subject, start)]
 
 
-def power_losses(*, steps: int, every: int, whole_every: int, cores: int) -> Figure:
-    """Every state (every ``every``-th); of these every ``whole_every``-th is gone on with to the end."""
+def power_losses(*, steps: int, every: int, whole_every: int, crew: Crew) -> Figure:
+    """Every ``every``-th state; of these every ``whole_every``-th is gone on with to the end."""
 
     def work(home: Path, mine: Sequence[int]) -> dict[str, Any]:
         figure, subject = Figure(name=""), Subject(home, steps)
         reference, _ = subject.reference()
         for trace in traces(subject):
             for number, (call, known, state) in enumerate(crash_states(trace.calls, trace.start and trace.start.parent)):
-                if number // every % cores != mine[0] or number % every:
+                if number // every % crew.cores != mine[0] or number % every:
                     continue
                 placed(subject, state)
                 wrong = losses(trace, subject.run, known)
-                if number // every // cores % whole_every == 0:
+                if number // every // crew.cores % whole_every == 0:
                     placed(subject, state)
                     wrong += faults(subject, subject.train(), reference)
                     figure.notes["gone on with to the end"] += 1
                 figure.trial(f"after call {call} {trace.calls[call][:2]}", wrong)
         return figure.part()
 
-    parts = shared(range(cores), work, cores=cores)
+    parts = crew.share(range(crew.cores), work)
     return Figure.joined("states after a power loss", max(130 // every, 1), parts)
 
 
-def kind_of(calls: list[Call], number: int) -> str | None:
-    """Which sync the call is, in words; None: no sync."""
+def kinds_of(calls: list[Call], number: int) -> list[str]:
+    """Which kinds of sync the call is, in words; none where it is no sync."""
     name = calls[number][0]
     if name not in ("fsync", "fsync_dir"):
-        return None
+        return []
+    if not calls[number][1]:
+        return ["name of the run itself"]
     parts = calls[number][1][1:]
-    if parts[:1] == ("checkpoints",) and len(parts) > 1:
-        return "names in a new checkpoint" if name == "fsync_dir" else f"a checkpoint's {_kind_of_file(parts[-1])}"
-    before = next(call for call in reversed(calls[:number]) if call[0] not in ("fsync", "fsync_dir", "acknowledge"))
-    if parts == ("checkpoints",):
-        target = before[1][-1]
-        return f"names of checkpoints, after {'a pointer' if target in ('best', 'last') else 'a commit'}"
+    if parts[:1] == ("checkpoints",):
+        if len(parts) > 1 and name == "fsync":
+            return ["data of a checkpoint's manifest" if parts[-1] == "manifest.json" else "data of a checkpoint's files"]
+        if len(parts) > 1:
+            return ["names in a new checkpoint"]
+        moved = next(call[1][-1] for call in reversed(calls[:number]) if call[0] == "move" and call[1][1:2] == ("checkpoints",))
+        return [BOTH, f"names of checkpoints: after {'a pointer' if moved in ('best', 'last') else 'a commit'} alone"]
     if name == "fsync_dir":
-        folder = "/".join(parts) or "the run"
-        return f"names in {'a new model/' if folder.startswith('.tmp-model') else folder} after {_target(before)}"
-    if parts[0].startswith(".tmp-") and len(parts) == 1:
-        after = next(call for call in calls[number:] if call[0] == "move")
-        return f"data of {after[1][-1]}"
-    return f"data in {'model' if parts[0].startswith('.tmp-model') else parts[0]}{'/' if len(parts) > 1 else ''}"
+        return [f"names in {_place(parts) or 'the run'}"]
+    if len(parts) == 1 and parts[0].startswith(".tmp-"):
+        return [f"data of {next(call[1][-1] for call in calls[number:] if call[0] == 'move')}"]
+    return [f"data of {_place(parts)}"]
 
 
-def _kind_of_file(name: str) -> str:
-    return "manifest" if name == "manifest.json" else "files"
+def _place(parts: Sequence[str]) -> str:
+    """The first folder or the file of a path, as people call it."""
+    first = "model" if parts and parts[0].startswith(".tmp-model") else parts[0] if parts else ""
+    return f"{first}/" if len(parts) > 1 or first in ("model", "eval", "report") else first
 
 
-def _target(call: Call) -> str:
-    last = str(call[1][-1])
-    return f"{call[0]} of {last if not last.startswith('.tmp-') else 'a file'}"
+BOTH = "names of checkpoints"
+COVERED = {
+    "names of checkpoints: after a commit alone": "the sync after the pointer covers it: pruning comes after both",
+    "names of checkpoints: after a pointer alone": "the sync after the commit covers it, and a pointer is a hint",
+    "data of command.txt": "for people only",
+}
+"""Kinds of sync that lose nothing when left out alone, and why."""
 
 
-def syncs_left_out(*, steps: int, every: int, cores: int) -> tuple[Figure, list[dict[str, Any]]]:
-    """For each kind of sync: without it, how many new states there are and in how many something is lost."""
+def syncs_left_out(*, steps: int, crew: Crew) -> tuple[Figure, list[dict[str, Any]]]:
+    """For each kind of sync: without it, how many new states there are and in how many something is lost; all but COVERED must."""
 
     def work(home: Path, mine: Sequence[int]) -> dict[str, Any]:
         subject = Subject(home, steps).fresh()
         trace = recorded(subject)
-        kinds = [kind_of(trace.calls, number) for number in range(len(trace.calls))]
-        groups = {kind: {kind} for kind in dict.fromkeys(kinds) if kind}
-        groups["both syncs of the names of checkpoints"] = {k for k in groups if k.startswith("names of checkpoints")}
-        groups["all of them"] = {kind for kind in kinds if kind}
+        known: set[Any] = set()
+        for _ in crash_states(trace.calls, seen=known):
+            pass
+        kinds = [kinds_of(trace.calls, number) for number in range(len(trace.calls))]
+        order = list(dict.fromkeys(kind for found in kinds for kind in found))
         rows = []
-        for number, (name, left_out) in enumerate(groups.items()):
-            if number % cores == mine[0]:
-                calls = [call for call, kind in zip(trace.calls, kinds, strict=True) if kind not in left_out]
-                rows.append({"sync": name, "calls": len(trace.calls) - len(calls), **_count(trace, calls, subject, every)})
-        return {"rows": rows, "order": list(groups)}
+        for kind in order[mine[0] :: crew.cores]:
+            calls = [call for call, found in zip(trace.calls, kinds, strict=True) if kind not in found]
+            rows.append({"sync": kind, "calls": len(trace.calls) - len(calls), **_count(trace, calls, subject, set(known))})
+        return {"rows": rows, "order": order}
 
-    parts = shared(range(cores), work, cores=cores)
+    parts = crew.share(range(crew.cores), work)
     rows = sorted((row for part in parts for row in part["rows"]), key=lambda row: parts[0]["order"].index(row["sync"]))
-    return _judged(rows), rows
-
-
-def _count(trace: Trace, calls: list[Call], subject: Subject, every: int) -> dict[str, Any]:
-    states = lost = 0
-    causes: dict[str, int] = {}
-    for number, (_, known, state) in enumerate(crash_states(calls)):
-        if number % every == 0:
-            placed(subject, state)
-            states += 1
-            if wrong := losses(trace, subject.run, known):
-                lost += 1
-                causes[wrong[0]] = causes.get(wrong[0], 0) + 1
-    return {"states": states, "lost": lost, "cause": max(causes, key=causes.__getitem__, default="")}
-
-
-def _judged(rows: list[dict[str, Any]]) -> Figure:
-    figure = Figure(name="syncs that carry weight", wanted=len(rows))
+    figure = Figure(name="syncs that carry weight, or are covered by another", wanted=len(rows))
     for row in rows:
-        figure.trial(row["sync"], [])
-    return figure
+        row["covered"] = COVERED.get(row["sync"], "")
+        figure.trial(row["sync"], [] if row["lost"] or row["covered"] else ["nothing is lost without it"])
+    return figure, rows
+
+
+def _count(trace: Trace, calls: list[Call], subject: Subject, seen: set[Any]) -> dict[str, Any]:
+    causes: Counter[str] = Counter()
+    states = 0
+    for _, known, state in crash_states(calls, seen=seen):
+        placed(subject, state)
+        states += 1
+        causes.update(losses(trace, subject.run, known)[:1])
+    return {"states": states, "lost": causes.total(), "cause": next((cause for cause, _ in causes.most_common(1)), "")}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crew import shared
+from crew import Crew
 from enemies import Failing, take_over
 from figures import Figure
 from kills import at_checks, calls_of, checks_of, lost, signalled, spread
@@ -38,7 +38,7 @@ def told_well(ended: Ended, subject: Subject, *names: str) -> list[str]:
     return wrong
 
 
-def errors_at_calls(*, steps: int, most: int | None, cores: int) -> Figure:
+def errors_at_calls(*, steps: int, most: int | None, crew: Crew) -> Figure:
     """Every file-system call of a run fails, for ever or once; then the disk is mended and the same command goes on."""
 
     def work(home: Path, places: Sequence[Any]) -> dict[str, Any]:
@@ -56,11 +56,11 @@ def errors_at_calls(*, steps: int, most: int | None, cores: int) -> Figure:
             figure.trial(f"{name} at call {at}, {times} times", wrong + faults(subject, ended, reference))
         return figure.part()
 
-    places = [[at, code, times] for at in spread(calls_of(steps), most) for code, times in ERRORS]
-    return Figure.joined("ENOSPC, EDQUOT, EROFS, EIO at every file-system call", len(places), shared(places, work, cores=cores))
+    places = [[at, code, times] for at in spread(calls_of(steps, crew), most) for code, times in ERRORS]
+    return Figure.joined("ENOSPC, EDQUOT, EROFS, EIO at every file-system call", len(places), crew.share(places, work))
 
 
-def file_size_limits(*, steps: int, count: int, cores: int) -> Figure:
+def file_size_limits(*, steps: int, count: int, crew: Crew) -> Figure:
     """``ulimit -f`` at sizes from nothing to the largest file of the run: an error that no layer of ours has made up."""
 
     def work(home: Path, shares: Sequence[float]) -> dict[str, Any]:
@@ -79,10 +79,10 @@ def file_size_limits(*, steps: int, count: int, cores: int) -> Figure:
         return figure.part()
 
     shares = [i / count for i in range(1, count)]
-    return Figure.joined("file size limits (no injection)", len(shares), shared(shares, work, cores=cores))
+    return Figure.joined("file size limits (no injection)", len(shares), crew.share(shares, work))
 
 
-def graceful_stops(*, steps: int, most: int | None, cores: int) -> Figure:
+def graceful_stops(*, steps: int, most: int | None, crew: Crew) -> Figure:
     """SIGTERM in every micro-batch, batch of an evaluation and part of the end; then the same command goes on."""
 
     def work(home: Path, places: Sequence[int]) -> dict[str, Any]:
@@ -103,8 +103,8 @@ def graceful_stops(*, steps: int, most: int | None, cores: int) -> Figure:
             figure.trial(f"SIGTERM at place {at}", wrong + faults(subject, ended, reference))
         return figure.part()
 
-    places = spread(checks_of(steps), most)
-    return Figure.joined("SIGTERM in every micro-batch, evaluation and part of the end", len(places), shared(places, work, cores=cores))
+    places = spread(checks_of(steps, crew), most)
+    return Figure.joined("SIGTERM in every micro-batch, evaluation and part of the end", len(places), crew.share(places, work))
 
 
 FULL = "a real disk (tmpfs) that is full from some moment on"
@@ -112,7 +112,7 @@ LEFT = (0, 5_000, 50_000, 250_000)
 """Bytes that are still free when a disk is filled."""
 
 
-def full_disks(*, steps: int, most: int | None, cores: int) -> Figure:
+def full_disks(*, steps: int, most: int | None, crew: Crew) -> Figure:
     """A real disk (tmpfs) that others fill while the run goes on, but for a few bytes; then they tidy up and the same command goes on."""
 
     def work(home: Path, places: Sequence[Any]) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def full_disks(*, steps: int, most: int | None, cores: int) -> Figure:
             ballast = home / "disk" / "ballast"
             ended = subject.train(before=lambda: at_checks(lambda count: _fill(ballast, left) if count == at else None))  # noqa: B023
             ballast.unlink(missing_ok=True)
-            wrong = told_well(ended, subject, "ENOSPC")
+            wrong = told_well(ended, subject, "ENOSPC", "will not suffice")
             figure.notes[f"exit {ended.code}"] += 1
             if ended.code:
                 ended = subject.train()
@@ -132,8 +132,8 @@ def full_disks(*, steps: int, most: int | None, cores: int) -> Figure:
         unmount(home / "disk")
         return figure.part()
 
-    places = [[at, left] for at in spread(checks_of(steps), most) for left in LEFT]
-    return Figure.joined(FULL, len(places), shared(places, work, cores=cores))
+    places = [[at, left] for at in spread(checks_of(steps, crew), most) for left in LEFT]
+    return Figure.joined(FULL, len(places), crew.share(places, work))
 
 
 def _fill(ballast: Path, left: int) -> None:
