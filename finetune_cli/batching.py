@@ -175,11 +175,7 @@ def find(
         order=chosen.value,
         whole=whole,
         packed=packed,
-        reasons={
-            "micro_tokens": reason,
-            "order": order_reason,
-            "layout": layout,
-        },
+        reasons={"layout": layout, "micro_tokens": reason, "order": order_reason},
     )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from finetune_cli.data import TokenCounts
 from finetune_cli.errors import MachineError
+from finetune_cli.storage import REAL
 
 FORMAT = 1
 """Part of every cache key: raise it when the meaning of encoded columns changes."""
@@ -137,6 +138,9 @@ def encode_once(chunks: Callable[[], Iterable[Examples]], name: str) -> Examples
         return join(list(chunks()))
     try:
         _write(temporary, chunks())
+        for file in temporary.iterdir():  # else a power loss could leave zeros of the right size under the name
+            REAL.fsync(file)
+        REAL.fsync_dir(temporary)
         os.rename(temporary, entry)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)

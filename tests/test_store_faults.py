@@ -7,30 +7,26 @@ that every disk state which a power loss may leave can be built.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
-import itertools
 import json
 import os
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import Call, Recorder, crash_states, lay_out
+from enemies import Enemy, Failing, Killer, Quick
 
 from finetune_cli.config.schema import RunConfig
 from finetune_cli.errors import FtuneError, MachineError
 from finetune_cli.run import Run
 from finetune_cli.storage import REAL, FileSystem, Store
 
-CALLS = (
-    *("mkdir", "create", "write", "append", "truncate", "allocate", "fsync", "fsync_dir"),
-    *("rename", "replace", "link", "symlink", "unlink", "rmtree"),
-)
 STEPS, EVERY, BEST = 6, 2, 4
 
 
@@ -81,56 +77,6 @@ def content(path: Path) -> dict[str, bytes | str]:
     return found
 
 
-class Quick(FileSystem):
-    """Without waiting for a real disk."""
-
-    def fsync(self, path: Path) -> None:
-        assert path.exists()
-
-    def fsync_dir(self, path: Path) -> None:
-        assert path.is_dir()
-
-    def wait(self, seconds: float) -> None:
-        pass
-
-
-class Enemy(Quick):
-    """Counts the calls and does something at the ``at``-th, counted from 1."""
-
-    def __init__(self, at: int = 0) -> None:
-        self.count, self.at = 0, at
-
-    def meet(self, name: str, arguments: tuple[Any, ...]) -> None:
-        pass
-
-
-def _counted(name: str) -> Callable[..., Any]:
-    def call(self: Enemy, *arguments: Any) -> Any:
-        self.count += 1
-        self.meet(name, arguments)
-        return getattr(Quick, name)(self, *arguments)
-
-    return call
-
-
-for _name in CALLS:
-    setattr(Enemy, _name, _counted(_name))
-
-
-def half(name: str, arguments: tuple[Any, ...]) -> None:
-    """What a call has done when it is interrupted in the middle."""
-    if name == "write":
-        file, data = arguments
-        file.write(data[: len(data) // 2])
-    elif name == "append":
-        REAL.append(arguments[0], arguments[1][: len(arguments[1]) // 2])
-    elif name == "rmtree":
-        for entry in sorted(arguments[0].iterdir())[::2]:
-            entry.unlink()
-    else:
-        getattr(Quick, name)(Quick(), *arguments)
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes | str], int]:
     """(what an undisturbed run leaves, how many calls it makes)."""
@@ -143,19 +89,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes
 
 
 # -- kill ----------------------------------------------------------------------------------------------------------------------------
-
-
-class Killer(Enemy):
-    def __init__(self, at: int, inside: bool) -> None:
-        super().__init__(at)
-        self.inside = inside
-
-    def meet(self, name: str, arguments: tuple[Any, ...]) -> None:
-        if self.count == self.at:
-            with contextlib.suppress(OSError):  # such as unlink of what is not there
-                if self.inside:
-                    half(name, arguments)
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -195,20 +128,6 @@ def _killed(body: Callable[[Callable[[int], None]], None]) -> int:
 
 
 # -- errors --------------------------------------------------------------------------------------------------------------------------
-
-
-class Failing(Enemy):
-    """Fails at the ``at``-th call and ``times - 1`` more; a write fails half way."""
-
-    def __init__(self, at: int, code: int, times: int) -> None:
-        super().__init__(at)
-        self.code, self.times = code, times
-
-    def meet(self, name: str, arguments: tuple[Any, ...]) -> None:
-        if self.at <= self.count < self.at + self.times:
-            if name in ("write", "append"):
-                half(name, arguments)
-            raise OSError(self.code, os.strerror(self.code), str(arguments[0]))
 
 
 @pytest.mark.slow
@@ -268,170 +187,10 @@ def test_a_full_disk_names_what_is_needed_and_the_last_good_step(tmp_path: Path)
 # -- power loss ----------------------------------------------------------------------------------------------------------------------
 
 
-class Recorder(Quick):
-    """Does and notes every call; ``skip`` leaves out syncs, as a careless change would."""
-
-    def __init__(self, root: Path, skip: Callable[[str, Path], bool] = lambda name, path: False) -> None:
-        self.root, self.skip = root, skip
-        self.calls: list[tuple[Any, ...]] = []
-
-    def note(self, name: str, path: Path, *more: Any) -> None:
-        self.calls.append((name, path.relative_to(self.root).parts, *more))
-
-    def mkdir(self, path: Path) -> None:
-        super().mkdir(path)
-        self.note("mkdir", path)
-
-    def create(self, path: Path) -> Any:
-        self.note("create", path)
-        return super().create(path)
-
-    def write(self, file: Any, data: memoryview) -> int:
-        self.note("append", Path(file.name), bytes(data))
-        return super().write(file, data)
-
-    def append(self, path: Path, data: bytes) -> None:
-        if not path.exists():
-            self.note("create", path)
-        self.note("append", path, data)
-        super().append(path, data)
-
-    def fsync(self, path: Path) -> None:
-        if not self.skip("fsync", path):
-            self.note("fsync", path)
-
-    def fsync_dir(self, path: Path) -> None:
-        if not self.skip("fsync_dir", path):
-            self.note("fsync_dir", path)
-
-    def rename(self, source: Path, path: Path) -> None:
-        super().rename(source, path)
-        self.note("move", path, source.name)
-
-    def replace(self, source: Path, path: Path) -> None:
-        super().replace(source, path)
-        self.note("move", path, source.name)
-
-    def symlink(self, target: str, path: Path) -> None:
-        super().symlink(target, path)
-        self.note("symlink", path, target)
-
-    def unlink(self, path: Path) -> None:
-        super().unlink(path)
-        self.note("remove", path)
-
-    def rmtree(self, path: Path) -> None:
-        for entry in path.iterdir():
-            self.note("remove", entry)
-        super().rmtree(path)
-        self.note("remove", path)
-
-
-class File:
-    """Bytes as written, and as they surely are on the disk."""
-
-    def __init__(self) -> None:
-        self.data, self.durable = b"", b""
-
-
-class Folder:
-    """Names as surely on the disk, and changes that may or may not have got there, in order."""
-
-    def __init__(self) -> None:
-        self.durable: dict[str, Any] = {}
-        self.pending: list[dict[str, Any]] = []
-
-    def names(self, arrived: int | None = None) -> dict[str, Any]:
-        found = dict(self.durable)
-        for change in self.pending[:arrived]:
-            found.update(change)
-        return {name: node for name, node in found.items() if node is not None}
-
-
-class Disk:
-    """What a POSIX file system owes us: data after fsync of the file, names after fsync of their folder, names of a folder in order."""
-
-    def __init__(self) -> None:
-        self.root = Folder()
-
-    def at(self, parts: tuple[str, ...]) -> Any:
-        node: Any = self.root
-        for part in parts:
-            node = node.names()[part]
-        return node
-
-    def do(self, name: str, parts: tuple[str, ...], more: Any = None) -> None:
-        if name == "append":
-            self.at(parts).data += more
-        elif name == "fsync":
-            self.at(parts).durable = self.at(parts).data
-        elif name == "fsync_dir":
-            folder = self.at(parts)
-            folder.durable, folder.pending = folder.names(), []
-        else:
-            folder, last = self.at(parts[:-1]), parts[-1]
-            made = {"mkdir": Folder, "create": File, "symlink": lambda: more, "remove": lambda: None}
-            change = {more: None, last: self.at((*parts[:-1], more))} if name == "move" else {last: made[name]()}
-            folder.pending.append(change)
-
-    def folders(self, node: Folder | None = None) -> Iterator[Folder]:
-        """The folders that some crash state may show."""
-        node = node or self.root
-        yield node
-        children = {id(n): n for change in [node.durable, *node.pending] for n in change.values() if isinstance(n, Folder)}
-        for child in children.values():
-            yield from self.folders(child)
-
-    def state(self, arrived: dict[int, int], data: str, node: Folder | None = None) -> dict[str, Any]:
-        """One crash state: ``arrived`` changes per folder, un-synced ``data`` full, half or lost."""
-        node = node or self.root
-        found: dict[str, Any] = {}
-        for name, child in node.names(arrived.get(id(node), 0)).items():
-            if isinstance(child, Folder):
-                found[name] = self.state(arrived, data, child)
-            elif isinstance(child, str):
-                found[name] = child
-            else:
-                lost = len(child.data) - len(child.durable)
-                found[name] = child.data[: len(child.durable) + {"full": lost, "half": lost // 2, "lost": 0}[data]]
-        return found
-
-
-def lay_out(path: Path, state: dict[str, Any]) -> None:
-    path.mkdir()
-    for name, child in state.items():
-        if isinstance(child, dict):
-            lay_out(path / name, child)
-        elif isinstance(child, str):
-            os.symlink(child, path / name)
-        else:
-            (path / name).write_bytes(child)
-
-
-def crash_states(calls: list[tuple[Any, ...]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(last acknowledged step, what is on the disk) for every prefix of the calls, each state once."""
-    disk, acknowledged, draw = Disk(), 0, random.Random(7)
-    seen: set[str] = set()
-    for call in calls:
-        if call[0] == "acknowledge":
-            acknowledged = call[1]
-        else:
-            disk.do(*call)
-        sizes = {id(folder): len(folder.pending) for folder in disk.folders()}
-        choices = [{}, sizes, *({**sizes, key: 0} for key in sizes)]
-        choices += [{key: draw.randint(0, size) for key, size in sizes.items()} for _ in range(4)]
-        unique = [dict(items) for items in {tuple(sorted(choice.items())) for choice in choices}]
-        for arrived, data in itertools.product(unique, ("full", "half", "lost")):
-            state = disk.state(arrived, data)
-            if (key := repr((acknowledged, state))) not in seen:
-                seen.add(key)
-                yield acknowledged, state
-
-
-def recorded(path: Path, skip: Callable[[str, Path], bool]) -> list[tuple[Any, ...]]:
+def recorded(path: Path) -> list[Call]:
     """The calls of eight saves with their records in between; with an ``acknowledge`` after each save."""
     path.mkdir()
-    fs = Recorder(path, skip)
+    fs = Recorder(path)
     run = Run(path, fs=fs, keep=1)
     for step in range(1, 9):
         run.record(step, {"loss": 1 / step})
@@ -441,12 +200,12 @@ def recorded(path: Path, skip: Callable[[str, Path], bool]) -> list[tuple[Any, .
     return fs.calls
 
 
-def losses(tmp_path: Path, skip: Callable[[str, Path], bool], *, enough: int = 10**9) -> tuple[int, int]:
-    """(crash states seen, those in which an acknowledged checkpoint or its records are lost)."""
-    calls = recorded(tmp_path / "run", skip)
+def losses(tmp_path: Path, skip: Callable[[str, str], bool], *, enough: int = 10**9) -> tuple[int, int]:
+    """(crash states seen, those in which an acknowledged checkpoint or its records are lost); ``skip`` leaves out calls."""
+    calls = [call for call in recorded(tmp_path / "run") if call[0] == "acknowledge" or not skip(call[0], "/".join(call[1]))]
     records = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     states = lost = 0
-    for acknowledged, state in crash_states(calls):
+    for _, acknowledged, state in crash_states(calls):
         path = tmp_path / "after"
         lay_out(path, state)
         states += 1
@@ -480,13 +239,13 @@ def test_a_power_loss_loses_nothing_acknowledged(tmp_path: Path) -> None:
     assert states > 150 and lost == 0
 
 
-CARELESS: dict[str, Callable[[str, Path], bool]] = {
-    "data files": lambda name, path: name == "fsync" and path.name == "model.bin",
-    "manifest": lambda name, path: name == "fsync" and path.name == "manifest.json",
-    "records": lambda name, path: name == "fsync" and path.name == "metrics.jsonl",
-    "names in the new checkpoint": lambda name, path: name == "fsync_dir" and path.name.startswith(".tmp-"),
-    "names of checkpoints": lambda name, path: name == "fsync_dir" and path.name == "checkpoints",
-    "names in the run": lambda name, path: name == "fsync_dir" and path.name == "run",
+CARELESS: dict[str, Callable[[str, str], bool]] = {
+    "data files": lambda name, path: name == "fsync" and path.endswith("/model.bin"),
+    "manifest": lambda name, path: name == "fsync" and path.endswith("/manifest.json"),
+    "records": lambda name, path: name == "fsync" and path == "metrics.jsonl",
+    "names in the new checkpoint": lambda name, path: name == "fsync_dir" and path.startswith("checkpoints/.tmp-"),
+    "names of checkpoints": lambda name, path: name == "fsync_dir" and path == "checkpoints",
+    "names in the run": lambda name, path: name == "fsync_dir" and path == "",
 }
 
 

@@ -19,6 +19,7 @@ from finetune_cli.engine.signals import stoppable
 from finetune_cli.engine.together import worked_at
 from finetune_cli.errors import UserError
 from finetune_cli.run import Run, new_evaluation_dir
+from finetune_cli.storage import REAL, disk_trouble
 
 
 def run(config: EvalConfig, invocation: Invocation) -> float | None:
@@ -48,23 +49,24 @@ def run(config: EvalConfig, invocation: Invocation) -> float | None:
         name = evaluation_name(opened, file_stem(rows.files))
         home = opened.found.run
         directory = Run.open(home).evaluation_dir(name) if home else new_evaluation_dir(name)
-        scoring.write(directory, split, scored, opened.task, rows, splits.roles)
-        report.write(
-            directory,
-            report.Report(
-                title=f"{directory.name} of {home.name if home else opened.found.weights}",
-                run="RUN" if home else str(opened.found.weights),
-                summary=[("task", opened.task.name), *opened.task.told_facts(), ("rows", f"{len(rows)} of {', '.join(rows.files)}")],
-                scores={split: scored.score},
-                baselines={},
-                history=[],
-                timing=[],
-                sections=scored.sections,
-                data_table=None,
-                config_yaml=invocation.config_yaml,
-                environment=environment.versions(),
-            ),
-        )
+        with disk_trouble(REAL, "writing the scores", directory, fix="mend the disk or free space on it, then run it again"):
+            scoring.write(directory, split, scored, opened.task, rows, splits.roles)
+            report.write(
+                directory,
+                report.Report(
+                    title=f"{directory.name} of {home.name if home else opened.found.weights}",
+                    run="RUN" if home else str(opened.found.weights),
+                    summary=[("task", opened.task.name), *opened.task.told_facts(), ("rows", f"{len(rows)} of {', '.join(rows.files)}")],
+                    scores={split: scored.score},
+                    baselines={},
+                    history=[],
+                    timing=[],
+                    sections=scored.sections,
+                    data_table=None,
+                    config_yaml=invocation.config_yaml,
+                    environment=environment.versions(),
+                ),
+            )
         _show(split, scored)
         console.say(f"written: {directory}")
         expectations.judge(expected, split, scored.score)

@@ -29,6 +29,7 @@ from finetune_cli.engine.together import gathered
 from finetune_cli.errors import Diverged, Exit, FtuneError, Interrupted, Stopped
 from finetune_cli.packing import Packed
 from finetune_cli.run import Run, State
+from finetune_cli.storage import disk_trouble
 from finetune_cli.world import Alone, Group, follow_outside, outside
 
 
@@ -68,9 +69,10 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         trainer = _trainer(config, prepared, directory, resumed, world)
         _begin(config, invocation, prepared, trainer, resumed, stop)
         began = True
-        fit(trainer)
-        stop.trained()
-        value = finish(trainer, config, prepared.splits, prepared.table, prepared.data, prepared.expectations, prepared.ledger)
+        with disk_trouble(directory.fs, "writing the run", directory.path, any_cause=False):
+            fit(trainer)
+            stop.trained()
+            value = finish(trainer, config, prepared.splits, prepared.table, prepared.data, prepared.expectations, prepared.ledger)
         _close(directory, "done", trainer.state.step, Exit.DONE)
         directory.link_latest()
         return value
@@ -188,7 +190,8 @@ def _trainer(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed 
     model = model if adapter and adapter.base.is_quantised else model.to(p.device.device)
     world.same(model)
     state = checkpoint.load_state(start) if start else None
-    saved_plan = state["plan"] if state else None
+    begun = p.begun
+    saved_plan = state["plan"] if state else begun["batches"] if begun else None
     layout, layout_told = packing.layout(
         model,
         pad_id=p.tokenizer.pad_token_id or 0,
@@ -199,6 +202,8 @@ def _trainer(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed 
     p.task.adjust(model)
     plan = world.share(_batches(config, p, model, packed=isinstance(layout, Packed), layout=layout_told, saved_plan=saved_plan))
     plans = {"device": p.device.saved(), "batches": plan.saved()}
+    if begun:
+        plans = {name: resume.in_its_words(now, begun[name]) for name, now in plans.items()}
     trainer = Trainer(
         task=p.task,
         model=model,
@@ -232,6 +237,7 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
     if adapter and p.source is None and not start:
         _keep_base(directory, trainer.model, p.tokenizer)
     stop.began(directory.path)
+    directory.store.make()
     directory.write_command(["ftune", *invocation.typed])
     directory.set_status("running", step=trainer.state.step)
     trainer.saver = replace(trainer.saver, config_yaml=invocation.config_yaml)

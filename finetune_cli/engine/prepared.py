@@ -44,6 +44,8 @@ class Prepared:
     device: DevicePlan
     expectations: list[Expectation]
     ledger: Table | None
+    begun: dict[str, Any] | None
+    """The plan that a run which goes on began with."""
 
     def for_others(self) -> Prepared:
         """What the other processes need of it: no rows, nothing to judge, nothing to show."""
@@ -53,7 +55,8 @@ class Prepared:
 def prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | None, stop: StopFlag) -> Prepared:
     """Read and check the data, choose device and model, encode. Raises UserError for what cannot be used as given."""
     known = Knowledge.read(resumed.checkpoint) if resumed and resumed.checkpoint else None
-    plan = device.find(config.device, known.plan["device"] if known else None, goes_on=True)
+    begun = known.plan if known else resumed.run.manifest()["plan"] if resumed else None
+    plan = device.find(config.device, begun["device"] if begun else None, goes_on=True)
     adapters.check(config.model, plan.device.type)
     kind = tasks.get(config.task.name)
     splits = _read(config, kind, user_set)
@@ -84,6 +87,7 @@ def prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | No
         max_length=max_length,
         table=table,
         ledger=_say_supervision(task, examples, splits),
+        begun=begun,
         data=labelled(task, config.data, splits, examples),
         device=plan,
         expectations=expected,

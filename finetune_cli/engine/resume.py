@@ -111,6 +111,13 @@ def compare_files(before: dict[str, dict[str, str]], now: dict[str, dict[str, st
             )
 
 
+def in_its_words(now: dict[str, Any], begun: dict[str, Any]) -> dict[str, Any]:
+    """A plan that is as the run began but for its reasons, with the reasons of then: later checkpoints stay the same to the byte."""
+    if {**now, "reasons": None} != {**begun, "reasons": None}:
+        return now
+    return {**now, "reasons": {name: begun["reasons"].get(name, told) for name, told in now["reasons"].items()}}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value

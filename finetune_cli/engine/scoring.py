@@ -18,7 +18,7 @@ from finetune_cli.data import Roles, Rows, texts
 from finetune_cli.device import DevicePlan
 from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.errors import UserError
-from finetune_cli.storage import REAL, json_bytes, temporary, write_new, write_whole
+from finetune_cli.storage import REAL, json_bytes, write_whole
 from finetune_cli.tasks.base import Evaluation, Layout, Score, Task
 from finetune_cli.tasks.sections import Heatmap, Section
 from finetune_cli.world import Alone
@@ -85,9 +85,7 @@ def write(directory: Path, split: str, scored: Scored, task: Task[Any], rows: Ro
                     answer["target"] = task.told(scored.evaluation.targets[row])
                 file.write((json_text(answer) + "\n").encode("utf-8", "surrogatepass"))
 
-    unfinished = temporary(directory, "predictions")
-    write_new(REAL, unfinished, predictions)
-    REAL.replace(unfinished, directory / "predictions.jsonl")
+    write_whole(REAL, directory / "predictions.jsonl", predictions)
     maps = [section for section in scored.sections if isinstance(section, Heatmap)]
     for number, section in enumerate(maps, 1):
         name, title = ("confusion.csv", "") if len(maps) == 1 else (f"confusion-{number}.csv", f"{section.title}: ")

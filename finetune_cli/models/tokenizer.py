@@ -24,6 +24,8 @@ def load_tokenizer(source: Source, config: ModelConfig, *, offline: bool) -> Any
         )
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes up where no tokenizer's file is
         raise UserError("the model has no tokenizer", where=source.name, fix="copy tokenizer.json or the vocabulary beside config.json")
+    for name in ("is_local", "local_files_only"):  # where it came from is not what it is: a resume must write the same files
+        tokenizer.init_kwargs.pop(name, None)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer

@@ -95,7 +95,9 @@ class Run:
         if self._lock is None or not self._lock.held:
             lock = Lock(self.path / layout.LOCK)
             try:
-                sweep(self.fs, self.path)
+                for folder in (self.path, self.report_dir):
+                    if folder.is_dir():
+                        sweep(self.fs, folder)
                 self.store.sweep()
             except BaseException:
                 lock.release()
@@ -338,6 +340,7 @@ def _new_folder(fs: FileSystem, parent: Path, name: str) -> Path:
     for candidate in numbered(parent / layout.sanitise(name)):
         with contextlib.suppress(FileExistsError):
             fs.mkdir(candidate)
+            fs.fsync_dir(parent)
             return candidate
     raise AssertionError("unreachable")
 

@@ -205,12 +205,12 @@ def cleaned(fs: FileSystem, path: Path) -> Iterator[None]:
         raise
 
 
-def write_whole(fs: FileSystem, path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replaces a file by ``data``: readers see the old one or the new one. Not ``durable``: a power loss may bring back the old one."""
+def write_whole(fs: FileSystem, path: Path, content: Content, *, durable: bool = True) -> None:
+    """Replaces a file by ``content``: readers see the old one or the new one. Not ``durable``: a power loss may bring back the old one."""
     path = Path(path)
     new = temporary(path.parent)
     with cleaned(fs, new):
-        write_new(fs, new, data, sync=durable)
+        write_new(fs, new, content, sync=durable)
         fs.replace(new, path)
     if durable:
         fs.fsync_dir(path.parent)
@@ -328,6 +328,10 @@ CAUSES = {
 }
 
 
+RUST = re.compile(r"\(os error (\d+)\)$")
+"""How a library in Rust (safetensors, tokenizers) tells an ``OSError`` in an error of its own."""
+
+
 def cause(error: OSError) -> str:
     """The reason of an ``OSError`` in plain words, with its name."""
     name = errno.errorcode.get(error.errno or 0, "")
@@ -345,12 +349,20 @@ def machine_error(fs: FileSystem, doing: str, path: Path, error: OSError, *, nee
 
 
 @contextlib.contextmanager
-def disk_trouble(fs: FileSystem, doing: str, path: Path, *, needed: int = 0, fix: str = "") -> Iterator[None]:
-    """Turns an ``OSError`` of the block into a ``MachineError``."""
+def disk_trouble(fs: FileSystem, doing: str, path: Path, *, needed: int = 0, fix: str = "", any_cause: bool = True) -> Iterator[None]:
+    """Turns an ``OSError`` of the block into a ``MachineError``; not ``any_cause``: only one of a disk, others may be bugs."""
     try:
         yield
     except OSError as error:
+        if not any_cause and errno.errorcode.get(error.errno or 0) not in CAUSES:
+            raise
         raise machine_error(fs, doing, path, error, needed=needed, fix=fix) from error
+    except Exception as error:
+        found = RUST.search(str(error))
+        if found is None:
+            raise
+        told = OSError(int(found[1]), os.strerror(int(found[1])))
+        raise machine_error(fs, doing, path, told, needed=needed, fix=fix) from error
 
 
 def sha256(path: Path) -> str:
