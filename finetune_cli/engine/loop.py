@@ -6,305 +6,14 @@ what remains (moments, running sums, best score, patience) is the checkpoint's s
 
 from __future__ import annotations
 
-import math
-import time
-from dataclasses import dataclass, field, replace
-from typing import Any
-
-import numpy as np
-import torch
-from torch import nn
-from torch.profiler import record_function
-
-from finetune_cli import console, metrics, randomness
-from finetune_cli.batching import BatchPlan, epoch_order, micro_batches
-from finetune_cli.checkpoint import Saver
-from finetune_cli.config.schema import OptimizerConfig, TrainSection
-from finetune_cli.device import DevicePlan, no_room_for_one_row, out_of_memory
-from finetune_cli.engine.ahead import Ahead, Update, helps
-from finetune_cli.engine.inference import Labelled, infer
-from finetune_cli.engine.objective import plain
-from finetune_cli.engine.optimizer import Updater, learning_rate
-from finetune_cli.engine.profile import DATA, UPDATE, Profile
+from finetune_cli import console
+from finetune_cli.engine.clock import Clock
+from finetune_cli.engine.optimizer import learning_rate
+from finetune_cli.engine.timetable import State, Timetable
+from finetune_cli.engine.trainer import Trainer
 from finetune_cli.errors import Diverged, Stopped
-from finetune_cli.run import Run
-from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Task
-from finetune_cli.world import Alone
 
-
-@dataclass(slots=True)
-class State:
-    """Everything a resume needs besides weights and moments. ``closed``: the step's scoring and record are done."""
-
-    step: int = 0
-    closed: bool = True
-    loss_sum: float = 0.0
-    loss_steps: int = 0
-    best: float | None = None
-    best_step: int = 0
-    misses: int = 0
-    finished: bool = False
-    metrics_bytes: int = 0
-    plan: dict[str, Any] = field(default_factory=dict)
-
-    def saved(self) -> dict[str, Any]:
-        """Plain values for the checkpoint."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timetable:
-    """How many steps there are and which of them log, score and save."""
-
-    total: int
-    per_epoch: int
-    log: int
-    score: int
-    save: int
-
-    @classmethod
-    def of(cls, config: TrainSection, rows: int) -> Timetable:
-        """From the config and the number of training examples."""
-        per_epoch = math.ceil(rows / config.batch_size)
-        total = max(1, math.ceil(config.epochs * per_epoch)) if config.steps is None else config.steps
-
-        def every(value: Any) -> int:
-            return per_epoch if value == "epoch" else int(value)
-
-        return cls(
-            total=total, per_epoch=per_epoch, log=every(config.log_every), score=every(config.eval_every), save=every(config.save_every)
-        )
-
-    def due(self, step: int, every: int) -> bool:
-        """Whether something that happens every so many steps happens after ``step``; always after the last."""
-        return step % every == 0 or step == self.total
-
-
-@dataclass(slots=True, kw_only=True)
-class Trainer:
-    """The pieces of one run, built in one visible place (``commands/train.py``) and passed on."""
-
-    task: Task[Any]
-    model: nn.Module
-    train: Labelled
-    validation: Labelled | None
-    config: TrainSection
-    optimizer: OptimizerConfig
-    timetable: Timetable
-    plan: BatchPlan
-    device: DevicePlan
-    layout: Layout
-    run: Run
-    saver: Saver
-    world: Alone
-    profile: Profile = field(default_factory=Profile)
-    state: State = field(default_factory=State)
-    updater: Updater = field(init=False)
-    lengths: np.ndarray = field(init=False)
-    ahead: Ahead = field(init=False)
-    _epochs: dict[int, list[np.ndarray]] = field(init=False, default_factory=dict)
-    _loss: torch.Tensor = field(init=False)
-    _saved: tuple[int, bool] = field(init=False, default=(-1, True))
-    _head_of: int = field(init=False, default=-1)
-    _totals: tuple[int, dict[str, float]] = field(init=False, default=(-1, {}))
-    _has_room: bool = field(init=False, default=False)
-
-    def __post_init__(self) -> None:
-        self.updater = Updater(self.model, self.optimizer, clip=self.config.clip, device=self.device.device, scaler=self.device.scaler())
-        self.lengths = self.train.examples.lengths()
-        self._loss = torch.zeros((), device=self.device.device)
-        self.ahead = Ahead(self._batches)
-
-    # -- one update ----------------------------------------------------------------------------
-    def rows_of(self, step: int) -> np.ndarray:
-        """Indices of the examples of update ``step`` (from 0)."""
-        epoch, place = divmod(step, self.timetable.per_epoch)
-        order = self._epochs.get(epoch)
-        if order is None:
-            order = epoch_order(self.lengths, plan=self.plan, seed=self.config.seed, epoch=epoch)
-            self._epochs = {**{e: o for e, o in self._epochs.items() if e == epoch - 1}, epoch: order}  # ``ahead`` may be in the next one
-        return order[place]
-
-    def step(self) -> None:
-        """One update over ``train.batch_size`` rows, in as many micro-batches as the plan says; memory that runs out halves them.
-
-        Of several processes each takes its part of the rows; the update is that of the whole batch.
-        """
-        rows = self.world.part(self.rows_of(self.state.step), self.lengths)
-        while True:
-            try:
-                loss = self._gradients(rows)
-                break
-            except Exception as error:
-                self.updater.drop_gradients()
-                if not out_of_memory(error):
-                    raise
-                longest = int(self.lengths[rows].max())
-                if len(micro_batches(rows, self.lengths, plan=self.plan)) == len(rows) or self.plan.whole:
-                    raise no_room_for_one_row(longest, self.device) from error
-                self.plan = self.plan.halved()
-                console.warn(
-                    f"out of memory at step {self.state.step + 1}: {self.plan.micro_tokens} tokens at a time from here on; "
-                    f"the batch stays {self.plan.batch_size} rows and the mathematics the same"
-                )
-        loss = self.world.sum_gradients(self.updater.parameters, loss)
-        lr = learning_rate(self.optimizer, self.state.step, self.timetable.total)
-        with record_function(UPDATE):
-            self.updater.update(lr, step=self.state.step + 1, loss=loss)
-        self._loss += loss
-        self.state.step += 1
-        self.state.loss_steps += 1
-        self.state.closed = False
-
-    def _gradients(self, rows: np.ndarray) -> torch.Tensor:
-        """Sum the gradients of this process's rows of one batch; returns their part of its loss, on the device."""
-        self.model.train()
-        with record_function(DATA):
-            batches = self._batches_now(rows)
-        weights = self._weights(batches)
-        objective = plain(self.task, self.device)
-        total = torch.zeros((), device=self.device.device)
-        for number, batch in enumerate(batches):
-            self.world.check()
-            torch.manual_seed(randomness.key(self.config.seed, "dropout", self.state.step, number, *filter(None, [self.world.rank])))
-            for turn, sums in enumerate(objective(self.model, batch)):
-                # rows without anything to learn from weigh 0, and their sum is 0
-                loss = torch.stack([value / (weights[name] or 1.0) for name, value in sums.items()]).sum()
-                scaler = self.updater.scaler
-                torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
-                if turn == 0:
-                    total += loss.detach()
-        return total
-
-    def _weights(self, batches: list[Any]) -> dict[str, float]:
-        """The loss's denominators: sums over the whole batch, asked of the other processes once an update."""
-        if self._totals[0] != self.state.step:
-            weights: dict[str, float] = {}
-            for batch in batches:
-                for name, weight in batch.weights.items():
-                    weights[name] = weights.get(name, 0.0) + weight
-            self._totals = (self.state.step, self.world.totals(weights))
-        return self._totals[1]
-
-    def _batches_now(self, rows: np.ndarray) -> list[Batch]:
-        """The micro-batches of this update, on the device; where it pays, those of the next are begun."""
-        step, plan, task = self.state.step, self.plan, self.task
-        made = self.ahead.take(Update(step, rows, plan, task))
-        if made is None:
-            made = [self._batch(part).to(self.device.device) for part in micro_batches(rows, self.lengths, plan=plan)]
-        if helps(self.device.device) and step + 1 < self.timetable.total:
-            self.ahead.begin(lambda: Update(step + 1, self.world.part(self.rows_of(step + 1), self.lengths), plan, task))
-        return made
-
-    def _batches(self, update: Update) -> list[Batch]:
-        """The micro-batches of any update, on the device: read from any thread."""
-        parts = micro_batches(update.rows, self.lengths, plan=update.plan)
-        return [self._collated(update.task, update.step, part).to(self.device.device) for part in parts]
-
-    def _batch(self, part: np.ndarray) -> Batch:
-        return self._collated(self.task, self.state.step, part)
-
-    def _collated(self, task: Task[Any], step: int, part: np.ndarray) -> Batch:
-        examples = self.train.examples.take(part)
-        assert self.train.targets is not None, "training rows are labelled"
-        key = randomness.key(self.config.seed, "collate", step)
-        return task.collate(examples.columns, self.train.targets[examples.row], self.layout, key=key)
-
-    def check(self) -> None:
-        """Raise if a signal has come to this process."""
-        self.world.stop.check()
-
-    # -- scoring and saving --------------------------------------------------------------------
-    def settle_head(self) -> None:
-        """Let the task fit its head to the training rows as the model sees them now, where gradients do not train it.
-
-        Once a step; a stop does not interrupt it, because what a stop saves needs the head.
-        """
-        task = self.task.fitting_head()
-        if task is None or self._head_of == self.state.step:
-            return
-        inferred = infer(
-            task,
-            self.model,
-            self.train,
-            layout=self.layout,
-            plan=self.plan,
-            device=self.device,
-            check=self.world.check if self.world.size > 1 else lambda: None,
-            world=self.world,
-        )
-        task.fit_head(self.model, Evaluation(inferred.outputs, self.train.targets, self.config.seed, inferred.rows))
-        self._head_of = self.state.step
-
-    def scores(self, data: Labelled) -> dict[str, float]:
-        """Loss and the task's metrics on the validation rows, with the facts that they settle."""
-        self.settle_head()
-        world = self.world
-        inferred = infer(
-            self.task, self.model, data, layout=self.layout, plan=self.plan, device=self.device, check=world.pause, world=world
-        )
-        assert data.targets is not None and inferred.loss is not None
-        evaluation = Evaluation(inferred.outputs, data.targets, self.config.seed, inferred.rows)
-        if (facts := world.share(self.task.settle(evaluation))) is not None:
-            self.know(facts)
-        return world.share({"loss": inferred.loss, **self.task.metrics(evaluation)})
-
-    def know(self, facts: Facts) -> None:
-        """Go on with other facts, which every later checkpoint holds."""
-        self.task = self.task.knowing(facts)
-        self.saver = replace(self.saver, knowledge=replace(self.saver.knowledge, facts=facts))
-
-    def is_best(self, scores: dict[str, float]) -> bool:
-        """Note a scoring: whether it is the best so far. NaN never is, and counts as no improvement."""
-        name = self.config.monitor or self.task.monitor
-        value = scores[name]
-        sign = 1.0 if metrics.better(name) == "max" else -1.0
-        if not math.isfinite(value):
-            console.warn(f"validation {name} is not finite at step {self.state.step}: it counts as no improvement")
-        improved = math.isfinite(value) and (self.state.best is None or sign * value > sign * self.state.best)
-        if improved:
-            self.state.best, self.state.best_step, self.state.misses = value, self.state.step, 0
-        else:
-            self.state.misses += 1
-        return improved
-
-    def save(self, *, best: bool) -> None:
-        """Commit weights and state as of now: in the background, from a copy."""
-        self.updater.raise_if_bad()
-        self.settle_head()
-        if self.world.leads:
-            self.state.loss_sum = float(self._loss)
-            self.state.metrics_bytes = self.run.metrics_bytes(durable=False)
-            self.state.plan = self.plan.saved()
-            state = {**self.state.saved(), "optimizer": self.updater.state()}
-            with self.world.patience():
-                self.saver.save(self.state.step, self.model, state, best=best, first=self.run.metrics_bytes)
-        self._saved = (self.state.step, self.state.closed)
-
-    def make_room(self) -> None:
-        """After the first update the optimizer is as large as it gets: what a copy of it needs is made ready beside the next ones."""
-        if not self._has_room and self.world.leads:
-            self.saver.make_room(self.model, {"optimizer": self.updater.state()})
-        self._has_room = True
-
-    def finish_saves(self) -> None:
-        """Wait until the checkpoint that is being written is whole."""
-        with self.world.patience():
-            self.saver.join()
-
-    def save_where_stopped(self) -> None:
-        """Commit the state between two updates, unless that very state is on disk already (perhaps as the best)."""
-        if self._saved != (self.state.step, self.state.closed):
-            self.save(best=self.validation is None)
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state; the model's weights are loaded already."""
-        self.updater.load(saved["optimizer"])
-        for name in State.__slots__:
-            setattr(self.state, name, saved[name])
-        self.plan = BatchPlan(**self.state.plan)
-        self._loss.fill_(self.state.loss_sum)
-        self._saved = (self.state.step, self.state.closed)
+__all__ = ["State", "Timetable", "Trainer", "close_step", "fit"]
 
 
 def fit(trainer: Trainer) -> None:
@@ -313,7 +22,7 @@ def fit(trainer: Trainer) -> None:
     Checkpoints are written in the background; when this returns or raises, none is being written any more.
     """
     t, state = trainer.timetable, trainer.state
-    clock = _Clock(trainer)
+    clock = Clock(trainer)
     with console.Progress(t.total, start=state.step) as progress, trainer.saver.finishing(), trainer.ahead, trainer.profile:
         try:
             if not state.closed or (t.total == 0 and not state.finished):
@@ -338,7 +47,7 @@ def fit(trainer: Trainer) -> None:
             raise
 
 
-def close_step(trainer: Trainer, clock: _Clock, progress: console.Progress) -> None:
+def close_step(trainer: Trainer, clock: Clock, progress: console.Progress) -> None:
     """What happens after an update: log, score, record, save, stop early. Done again as a whole where a resume finds it undone."""
     t, state = trainer.timetable, trainer.state
     record: dict[str, float] = {}
@@ -348,7 +57,7 @@ def close_step(trainer: Trainer, clock: _Clock, progress: console.Progress) -> N
     if log:
         trainer.updater.raise_if_bad()
         if state.loss_steps:
-            record["train/loss"] = float(trainer._loss) / state.loss_steps
+            record["train/loss"] = float(trainer.loss) / state.loss_steps
             record["train/lr"] = learning_rate(trainer.optimizer, state.step - 1, t.total)
         clock.stop()  # the device has caught up: reading the loss waited for it
         if state.loss_steps:
@@ -362,7 +71,7 @@ def close_step(trainer: Trainer, clock: _Clock, progress: console.Progress) -> N
         name = trainer.config.monitor or trainer.task.monitor
         console.say(f"step {state.step}: validation {name} {scores[name]:.4f}{', the best so far' * best}")
     if log:
-        trainer._loss.zero_()
+        trainer.loss.zero_()
         state.loss_steps = 0
     record |= {f"validation/{name}": value for name, value in scores.items()}
     if record and trainer.world.leads:
@@ -381,54 +90,3 @@ def close_step(trainer: Trainer, clock: _Clock, progress: console.Progress) -> N
         trainer.run.set_status("running", step=state.step)
     progress.phase("")
     clock.go_on()
-
-
-class _Clock:
-    """Throughput of the updates alone (scoring and saving are left out), kept apart from everything deterministic."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.rows = self.tokens = 0
-        self.busy = 0.0
-        self.started = self.last = time.perf_counter()
-
-    def count(self, rows: np.ndarray, lengths: np.ndarray) -> None:
-        self.stop()
-        self.rows += len(rows)
-        self.tokens += int(lengths[rows].sum())
-
-    def stop(self) -> None:
-        """Add the time since the last look."""
-        now = time.perf_counter()
-        self.busy += now - self.last
-        self.last = now
-
-    def rates(self) -> dict[str, float]:
-        busy = max(self.busy, 1e-9)
-        return {
-            "train/samples_per_second": round(self.rows / busy, 2),
-            "train/tokens_per_second": round(self.tokens / busy, 1),
-            "memory_mb": round(self.trainer.device.memory_mb(), 1),
-        }
-
-    def show(self, progress: console.Progress, record: dict[str, float]) -> None:
-        rates, step = self.rates(), self.trainer.state.step
-        progress.update(
-            step,
-            step / self.trainer.timetable.per_epoch,
-            record["train/loss"],
-            record["train/lr"],
-            rates["train/samples_per_second"],
-            rates["train/tokens_per_second"],
-            rates["memory_mb"],
-        )
-
-    def record(self) -> None:
-        seconds = round(time.perf_counter() - self.started, 3)
-        self.trainer.run.record_time(self.trainer.state.step, {"seconds": seconds, **self.rates()})
-        self.rows = self.tokens = 0
-        self.busy = 0.0
-
-    def go_on(self) -> None:
-        """Scoring and saving are over."""
-        self.last = time.perf_counter()

@@ -1,0 +1,57 @@
+"""Which steps there are, and what a resume must know of those that are done."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune_cli.config.schema import TrainSection
+
+
+@dataclass(slots=True)
+class State:
+    """Everything a resume needs besides weights and moments. ``closed``: the step's scoring and record are done."""
+
+    step: int = 0
+    closed: bool = True
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    best: float | None = None
+    best_step: int = 0
+    misses: int = 0
+    finished: bool = False
+    metrics_bytes: int = 0
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    def saved(self) -> dict[str, Any]:
+        """Plain values for the checkpoint."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timetable:
+    """How many steps there are and which of them log, score and save."""
+
+    total: int
+    per_epoch: int
+    log: int
+    score: int
+    save: int
+
+    @classmethod
+    def of(cls, config: TrainSection, rows: int) -> Timetable:
+        """From the config and the number of training examples."""
+        per_epoch = math.ceil(rows / config.batch_size)
+        total = max(1, math.ceil(config.epochs * per_epoch)) if config.steps is None else config.steps
+
+        def every(value: Any) -> int:
+            return per_epoch if value == "epoch" else int(value)
+
+        return cls(
+            total=total, per_epoch=per_epoch, log=every(config.log_every), score=every(config.eval_every), save=every(config.save_every)
+        )
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether something that happens every so many steps happens after ``step``; always after the last."""
+        return step % every == 0 or step == self.total
