@@ -142,6 +142,11 @@ def build(model: Path, labels: int, seed: int) -> tuple[Any, Any]:
     return AutoModelForSequenceClassification.from_pretrained(model, num_labels=labels, **kind), AutoTokenizer.from_pretrained(model)
 
 
+def best(device: str) -> dict[str, Any]:
+    """Trainer's best flags: rows of like length in a batch, and bf16 where the hardware computes it."""
+    return {"bf16": fast_bf16(device), "train_sampling_strategy": "group_by_length"}
+
+
 @contextmanager
 def fitted(
     model: Any,
@@ -153,8 +158,12 @@ def fitted(
     device: str,
     flags: dict[str, Any],
     order: Callable[[int], Sequence[int]] | None = None,
+    warm: int = 0,
 ) -> Iterator[tuple[Any, float]]:
-    """Trainer after training, and the seconds of its loop. ``order``: the examples of an epoch; None: Trainer's own."""
+    """Trainer after training, and the seconds of its loop. ``order``: the examples of an epoch; None: Trainer's own.
+
+    ``warm``: so many updates are made before the clock starts.
+    """
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -162,12 +171,19 @@ def fitted(
 
     class Clock(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            clock["begin"] = time.perf_counter()
+            self.read("begin")
+
+        def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == warm:
+                self.read("begin")
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
+            self.read("end")
+
+        def read(self, name: str) -> None:
             if on_gpu(device):
                 torch.cuda.synchronize()
-            clock["end"] = time.perf_counter()
+            clock[name] = time.perf_counter()
 
     class Given(torch.utils.data.Sampler[int]):
         epoch = 0
@@ -218,13 +234,17 @@ def trainer(
     device: str,
     best_flags: bool = False,
     save: Path | None = None,
+    start: Path | None = None,
 ) -> dict[str, Any]:
-    """Train and predict with Trainer. ``best_flags``: batches of like length, and bf16 where the hardware computes it."""
+    """Train and predict with Trainer. ``best_flags``: batches of like length, and bf16 where the hardware computes it.
+
+    ``start``: the model to begin with; None: MiniLM.
+    """
     import numpy as np
     from transformers import DataCollatorWithPadding
 
-    model, tokenizer = build(minilm(), labels, seed)
-    flags = {"bf16": fast_bf16(device), "train_sampling_strategy": "group_by_length"} if best_flags else {}
+    model, tokenizer = build(start or minilm(), labels, seed)
+    flags = best(device) if best_flags else {}
     mean, std = 0.0, 1.0
     if labels == 1:  # ftune fits standardised targets; so that the loss is the same, the peer does too
         values = np.array([float(row["label"]) for row in rows])
@@ -248,6 +268,7 @@ def tutorial(
     recipe: Recipe,
     device: str,
     save: Path | None,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """The loop that tutorials show: every row padded to the longest allowed, fp32, a for-loop with AdamW."""
     import torch
@@ -255,7 +276,7 @@ def tutorial(
     from transformers import get_linear_schedule_with_warmup
 
     place = torch.device("cuda" if on_gpu(device) else "cpu")
-    model, tokenizer = build(minilm(), labels, seed)
+    model, tokenizer = build(start or minilm(), labels, seed)
     model.to(place).train()
 
     def example(row: dict[str, Any]) -> dict[str, Any]:
