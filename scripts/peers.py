@@ -122,10 +122,12 @@ def mean_and_range(values: Sequence[float]) -> str:
     return f"{mean} ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else mean
 
 
-def encoded(tokenizer: Any, rows: Sequence[dict[str, Any]], *, labelled: bool, regression: bool) -> list[dict[str, Any]]:
+def encoded(
+    tokenizer: Any, rows: Sequence[dict[str, Any]], *, labelled: bool, regression: bool, max_length: int = MAX_LENGTH
+) -> list[dict[str, Any]]:
     """Rows as Trainer wants them: token ids without padding, and the label."""
     pairs = [row["text_pair"] for row in rows] if rows and "text_pair" in rows[0] else None
-    found = tokenizer([row["text"] for row in rows], pairs, truncation=True, max_length=MAX_LENGTH)
+    found = tokenizer([row["text"] for row in rows], pairs, truncation=True, max_length=max_length)
     examples: list[dict[str, Any]] = [{key: found[key][i] for key in found} for i in range(len(rows))]
     if labelled:
         for example, row in zip(examples, rows, strict=True):

@@ -101,6 +101,14 @@ def bert(folder: Path, shape: str) -> Path:
     return _write(BertModel(config), tokenizer, folder)
 
 
+def with_head(model: Path, folder: Path) -> Path:
+    """The same model with a classifier of two labels, which all that predict can load."""
+    if (folder / "config.json").exists():
+        return folder
+    network, tokenizer = peers.build(model, 2, SEED)
+    return _write(network, tokenizer.save_pretrained, folder)
+
+
 def llama(folder: Path, shape: str, chats: Path) -> Path:
     """A Llama of that shape with random weights, and a byte-level tokenizer learnt from the conversations, with ChatML."""
     if (folder / "config.json").exists():

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import harness
 import speed
 
 
-def main() -> None:
-    given = arguments()
+def main(typed: Sequence[str] | None = None) -> None:
+    given = arguments(typed)
     work = speed.work_of(given)
     kinds = [kind for kind in speed.KINDS if given.only in (None, kind)]
     jobs = [(kind, variant) for kind in kinds for variant in speed.chosen(given, kind) if variant != "tutorial"]
@@ -35,11 +36,11 @@ def main() -> None:
     report(given, work, runs)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(typed: Sequence[str] | None) -> argparse.Namespace:
     parser = harness.parser(__doc__, "memory")
     speed.add_options(parser)
     parser.add_argument("--only", choices=list(speed.KINDS))
-    given = harness.settle(parser.parse_args(), rows=32)
+    given = harness.settle(parser.parse_args(typed), rows=32)
     if given.shape != "minilm":
         given.output = given.output.replace("memory.json", f"memory_{given.shape}.json")
     return given

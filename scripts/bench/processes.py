@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -117,6 +118,11 @@ def timed(work: Callable[[], Result]) -> tuple[Result, float]:
     """What the work returns, and its seconds."""
     began = time.perf_counter()
     return work(), time.perf_counter() - began
+
+
+def remove(folder: Path) -> None:
+    """A folder that a benchmark made, and all in it."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def resident_mb() -> tuple[float, float]:

@@ -73,8 +73,8 @@ class Work:
         return {"folder": self.folder, "train": self.train, "test": self.test, "start": self.start, "device": self.device}
 
 
-def main() -> None:
-    given = arguments()
+def main(typed: Sequence[str] | None = None) -> None:
+    given = arguments(typed)
     work = work_of(given)
     kinds = [kind for kind in KINDS if given.only in (None, kind)]
     jobs = [(kind, variant) for kind in kinds for variant in chosen(given, kind)]
@@ -87,11 +87,11 @@ def main() -> None:
     report(given, work, runs)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(typed: Sequence[str] | None) -> argparse.Namespace:
     parser = harness.parser(__doc__, "speed")
     add_options(parser)
     parser.add_argument("--only", choices=list(KINDS))
-    given = harness.settle(parser.parse_args(), rows=32)
+    given = harness.settle(parser.parse_args(typed), rows=32)
     if given.shape != "minilm":
         given.output = given.output.replace("speed.json", f"speed_{given.shape}.json")
     return given

@@ -37,8 +37,8 @@ ANSWERS: dict[str, tuple[list[str], int]] = {
 STEPS = {"trainer": "Trainer: first step", "trainer_best": "Trainer, best flags: first step", "ftune": "ftune train: first step"}
 
 
-def main() -> None:
-    given = arguments()
+def main(typed: Sequence[str] | None = None) -> None:
+    given = arguments(typed)
     if given.imports:
         show_imports(given)
         return
@@ -51,12 +51,12 @@ def main() -> None:
     report(given, work, runs)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(typed: Sequence[str] | None) -> argparse.Namespace:
     parser = harness.parser(__doc__, "startup", rounds=7)
     speed.add_options(parser)
     parser.add_argument("--imports", action="store_true", help="where the time of the imports goes, module by module")
     parser.add_argument("--top", type=int, default=25, help="of --imports: how many modules are shown")
-    return harness.settle(parser.parse_args(), rows=32)
+    return harness.settle(parser.parse_args(typed), rows=32)
 
 
 def answer(what: str) -> dict[str, float]:
