@@ -31,6 +31,7 @@ from finetune_cli.packing import Packed
 from finetune_cli.run import Run
 from finetune_cli.tasks import get
 
+pytestmark = pytest.mark.device
 ROWS, BATCH = 45, 8
 FACTS = {"labels": ["a", "b", "c"], "cells": ["a", "b", "c"], "multi": False, "weights": None}
 

@@ -255,7 +255,8 @@ def report(
     layouts = sorted({run["layout"] for run in runs if "layout" in run})
     caption = (
         f"Models with random weights, rows of shipped reviews; medians (lowest to highest) of {given.rounds} interleaved rounds, each in "
-        f"its own process, the first updates left out. Peak: {peak['peak'] / 1e12:,.1f} TFLOP/s in products of {peak['precision']} matrices "
+        "its own process, the first updates left out. "
+        f"Peak: {peak['peak'] / 1e12:,.1f} TFLOP/s in products of {peak['precision']} matrices "
         f"of {peak['size']:,}. MFU: of that, what the real tokens need. ftune's layouts: {'; '.join(layouts)}."
     )
     columns = ["work", "side", "rows/s", "real tokens/s", "MFU, %", "memory, MB", "ftune is faster by"]

@@ -43,7 +43,8 @@ def main(typed: Sequence[str] | None = None) -> None:
     runs = []
     for number, variant in harness.interleaved(given.rounds, wanted):
         with tempfile.TemporaryDirectory(prefix="ftune-cold-") as cold:
-            env = {"FTUNE_CACHE": cold, "HF_DATASETS_CACHE": cold, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
+            own = {} if variant == "ftune" else {"HF_DATASETS_CACHE": cold, "HF_HUB_OFFLINE": "1"}
+            env = {"FTUNE_CACHE": cold, "TOKENIZERS_PARALLELISM": "true", **own}
             asked = {"variant": variant, "train": file, "warm": warm}
             ended = processes.job(__file__, "ftune" if variant == "ftune" else "map", asked, env=env)
         runs.append({"variant": variant, "round": number, **ended.result})
