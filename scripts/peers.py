@@ -149,25 +149,10 @@ def best(device: str) -> dict[str, Any]:
     return {"bf16": fast_bf16(device), "train_sampling_strategy": "group_by_length"}
 
 
-@contextmanager
-def fitted(
-    model: Any,
-    examples: Sequence[Any],
-    collate: Any,
-    *,
-    seed: int,
-    recipe: Recipe,
-    device: str,
-    flags: dict[str, Any],
-    order: Callable[[int], Sequence[int]] | None = None,
-    warm: int = 0,
-) -> Iterator[tuple[Any, float]]:
-    """Trainer after training, and the seconds of its loop. ``order``: the examples of an epoch; None: Trainer's own.
-
-    ``warm``: so many updates are made before the clock starts.
-    """
+def stopwatch(device: str, warm: int = 0) -> tuple[Any, dict[str, float]]:
+    """A callback of Trainer, and what it writes down: ``begin``, after ``warm`` updates, and ``end``."""
     import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import TrainerCallback
 
     clock: dict[str, float] = {}
 
@@ -186,6 +171,31 @@ def fitted(
             if on_gpu(device):
                 torch.cuda.synchronize()
             clock[name] = time.perf_counter()
+
+    return Clock(), clock
+
+
+@contextmanager
+def fitted(
+    model: Any,
+    examples: Sequence[Any],
+    collate: Any,
+    *,
+    seed: int,
+    recipe: Recipe,
+    device: str,
+    flags: dict[str, Any],
+    order: Callable[[int], Sequence[int]] | None = None,
+    warm: int = 0,
+) -> Iterator[tuple[Any, float]]:
+    """Trainer after training, and the seconds of its loop. ``order``: the examples of an epoch; None: Trainer's own.
+
+    ``warm``: so many updates are made before the clock starts.
+    """
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    watch, clock = stopwatch(device, warm)
 
     class Given(torch.utils.data.Sampler[int]):
         epoch = 0
@@ -221,7 +231,7 @@ def fitted(
             use_cpu=not on_gpu(device),
             **flags,
         )
-        peer = InOrder(model=model, args=arguments, train_dataset=examples, data_collator=collate, callbacks=[Clock()])
+        peer = InOrder(model=model, args=arguments, train_dataset=examples, data_collator=collate, callbacks=[watch])
         peer.train()
         yield peer, clock["end"] - clock["begin"]
 

@@ -35,9 +35,10 @@ import scaling_data
 import scaling_processes
 import speed
 import startup
+import task_peers
 import tokenising
 
-TRAINER = ["transformers.trainer"] if find_spec("accelerate") else []
+TRAINER = ["transformers.trainer", "accelerate", "datasets", "torch._dynamo"] if find_spec("accelerate") else []
 Show = Callable[[Callable[[Sequence[str]], None], str], list[list[str]]]
 
 
@@ -145,6 +146,16 @@ def test_tokenising(show: Show, work: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tokenising, "find_spec", lambda _: None)  # its peer would import for seconds
     assert [row[0] for row in show(tokenising.main)] == ["ftune"]
     assert written(work, "tokenising")["runs"][0]["tokens"] > 200
+
+
+def test_libraries_of_one_task_that_are_not_installed_are_left_out(
+    show: Show, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(task_peers, "find_spec", lambda _: None)
+    assert show(task_peers.main) == [] and not (work / "smoke-task_peers.json").exists()
+    assert task_peers.chosen("cpu") == [] and "not installed: sentence_transformers, trl" in capsys.readouterr().err
+    monkeypatch.setattr(task_peers, "find_spec", lambda name: name == "trl" or None)
+    assert task_peers.chosen("cpu") == [("chat", "trl"), ("chat", "ftune")]
 
 
 @pytest.mark.parametrize("only", ["base_short", "llama_chat", "predict"])

@@ -130,8 +130,8 @@ def measured(variant: str, asked: dict[str, Any], smoke: bool) -> dict[str, Any]
 
 
 # -- ftune ---------------------------------------------------------------------------------------
-def ftune(rows: Path, start: Path, folder: Path, device: str, work: Work) -> dict[str, Any]:
-    """The command, and its rate as it says it itself."""
+def ftune(rows: Path, start: Path, folder: Path, device: str, work: Work, more: Sequence[str] = ()) -> dict[str, Any]:
+    """The command, and its rate as it says it itself. ``more``: further keys of its command line."""
     if work.predict:
         keys = [f"input={rows}", f"output={folder / 'predictions.jsonl'}", f"device={device}", f"data.max_length={work.max_length}"]
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def ftune(rows: Path, start: Path, folder: Path, device: str, work: Work) -> dic
     keys += ["task=text-generation"] if work.chat else ["data.text=text", "data.label=label"]
     keys += [f"data.{gate}=1" for gate in ("max_truncated", "max_conflicts", "max_unknown")]
     keys += [f"train.batch_size={work.batch}", "train.epochs=1", f"train.log_every={warm(work)}", f"train.seed={SEED}"]
-    keys += ["optimizer.lr=1e-5", f"device={device}", f"run.root={folder / 'runs'}"]
+    keys += ["optimizer.lr=1e-5", f"device={device}", f"run.root={folder / 'runs'}", *more]
     run = Path(processes.ftune("train", *keys).out.strip())
     times = [json.loads(line) for line in (run / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [b["step"] - a["step"] for a, b in pairwise(times)]

@@ -24,6 +24,7 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 LLAMA: dict[str, dict[str, int]] = {
     "1b": {"layers": 16, "hidden": 2048, "heads": 32, "kv_heads": 8, "intermediate": 8192, "vocabulary": 32000},
+    "small": {"layers": 4, "hidden": 256, "heads": 8, "kv_heads": 8, "intermediate": 1024, "vocabulary": 4000},
     "tiny": {"layers": 1, "hidden": 32, "heads": 2, "kv_heads": 2, "intermediate": 64, "vocabulary": 600},
 }
 CHATML = (

@@ -5,8 +5,8 @@
     python scripts/bench/memory.py --smoke         seconds, on shipped rows: shows that it works, measures nothing
 
 The processes are those of ``speed.py``, watched. ``whole tree``: the most that all processes of a command held at one time, as the sum
-of their proportional set sizes, sampled every 50 ms. ``largest process``: the high-water mark of resident memory of its largest process,
-pages that it shares included. ftune's commands also prove that the model reloads, in a process of its own, and that is in the tree.
+of their proportional set sizes, sampled about ten times a second. ``largest process``: the high-water mark of resident memory of its
+largest process, shared pages included. ftune's commands also prove that the model reloads, in a process of its own, which is in the tree.
 """
 
 from __future__ import annotations
