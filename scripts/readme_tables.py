@@ -88,6 +88,7 @@ RESULTS: Tables = (
 BENCHMARKS: Tables = (
     ("speed_base", "Speed, BERT-base's shape", speed),
     ("memory", "Memory", as_made),
+    ("memory_base", "Memory, BERT-base's shape", as_made),
     ("startup", "Start-up", as_made),
     ("tokenising", "Tokenising", as_made),
     ("scaling_data", "From a thousand rows to millions", as_made),
@@ -109,6 +110,12 @@ def measured(folder: Path, tables: Tables) -> str:
     return "\n\n".join(parts)
 
 
+def benchmarks(root: Path) -> str:
+    """The picture of all results, where it was drawn, and the tables of ``BENCHMARKS``."""
+    picture = ["![All benchmarks on one page](scripts/bench/results.svg)"] if (root / "scripts" / "bench" / "results.svg").exists() else []
+    return "\n\n".join([*picture, *filter(None, [measured(root / "scripts" / "results", BENCHMARKS)])])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where the tables are not these")
@@ -119,7 +126,7 @@ def main() -> int:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     new = between(between(page, "options", options_table(task_configs())), "results", measured(ROOT / "scripts" / "results", RESULTS))
     if "<!-- benchmarks:" in new:
-        new = between(new, "benchmarks", measured(ROOT / "scripts" / "results", BENCHMARKS))
+        new = between(new, "benchmarks", benchmarks(ROOT))
     if check:
         print("README.md is up to date" if new == page else "README.md is out of date: run python scripts/readme_tables.py")
         return int(new != page)

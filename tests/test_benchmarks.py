@@ -266,10 +266,15 @@ def test_operations_are_those_of_the_layers_and_of_attention(tmp_path: Path) -> 
 
 def test_the_tables_go_where_readme_has_their_markers(tmp_path: Path) -> None:
     result = {"caption": "On a box.", "columns": ["a"], "table": [["1"]], "runs": []}
-    harness.peers.save(tmp_path / "memory.json", result)
-    told = readme_tables.measured(tmp_path, readme_tables.BENCHMARKS)
-    assert told == "### Memory\n\nOn a box.\n\n| a |\n| --- |\n| 1 |"
-    assert readme_tables.measured(tmp_path, readme_tables.RESULTS) == ""
+    folder, table = tmp_path / "scripts" / "results", "### Memory\n\nOn a box.\n\n| a |\n| --- |\n| 1 |"
+    harness.peers.save(folder / "memory.json", result)
+    assert readme_tables.benchmarks(tmp_path) == table and readme_tables.measured(folder, readme_tables.RESULTS) == ""
+    (tmp_path / "scripts" / "bench").mkdir()
+    (tmp_path / "scripts" / "bench" / "results.svg").touch()
+    told = readme_tables.benchmarks(tmp_path)
+    assert told.startswith("![") and told.endswith(table)
+    empty = "above\n<!-- benchmarks:begin -->\n<!-- benchmarks:end -->\nbelow"
+    assert f"begin -->\n{told}\n<!--" in readme_tables.between(empty, "benchmarks", told)
 
 
 def test_every_benchmark_is_in_the_tables_and_on_the_page() -> None:

@@ -20,6 +20,7 @@ import peers  # noqa: E402
 import readme_tables  # noqa: E402
 
 RESULTS = ROOT / "scripts" / "results"
+USUAL_SHAPE = "minilm"
 Runs = list[dict[str, Any]]
 
 
@@ -35,8 +36,10 @@ def parser(doc: str | None, name: str, *, rounds: int = 3) -> argparse.ArgumentP
 
 
 def settle(given: argparse.Namespace, **smoke: Any) -> argparse.Namespace:
-    """The options as they are meant: what a smoke run changes, and a whole path for the work."""
+    """The options as they are meant: what a smoke run changes, a whole path for the work, a file of its own for another shape."""
     given.work = str(Path(given.work).resolve())
+    if (shape := getattr(given, "shape", USUAL_SHAPE)) != USUAL_SHAPE and Path(given.output).parent == RESULTS:
+        given.output = str(RESULTS / f"{Path(given.output).stem}_{shape}.json")
     if given.smoke:
         vars(given).update({"rounds": 1, **smoke})
         given.output = str(Path(given.work) / f"smoke-{Path(given.output).name}")

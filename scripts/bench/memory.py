@@ -40,10 +40,7 @@ def arguments(typed: Sequence[str] | None) -> argparse.Namespace:
     parser = harness.parser(__doc__, "memory")
     speed.add_options(parser)
     parser.add_argument("--only", choices=list(speed.KINDS))
-    given = harness.settle(parser.parse_args(typed), rows=32)
-    if given.shape != "minilm":
-        given.output = given.output.replace("memory.json", f"memory_{given.shape}.json")
-    return given
+    return harness.settle(parser.parse_args(typed), rows=32)
 
 
 def report(given: argparse.Namespace, work: speed.Work, runs: list[dict[str, Any]]) -> None:

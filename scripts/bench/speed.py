@@ -91,17 +91,14 @@ def arguments(typed: Sequence[str] | None) -> argparse.Namespace:
     parser = harness.parser(__doc__, "speed")
     add_options(parser)
     parser.add_argument("--only", choices=list(KINDS))
-    given = harness.settle(parser.parse_args(typed), rows=32)
-    if given.shape != "minilm":
-        given.output = given.output.replace("speed.json", f"speed_{given.shape}.json")
-    return given
+    return harness.settle(parser.parse_args(typed), rows=32)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that say what is worked on, here and in ``memory.py``."""
     parser.add_argument("--data", help="directory of the public sets (default: FTUNE_DATA)")
     parser.add_argument("--rows", type=int, help="use fewer rows, of training and of prediction")
-    parser.add_argument("--shape", default="minilm", choices=list(SHAPES), help="base: BERT-base, built from config")
+    parser.add_argument("--shape", default=harness.USUAL_SHAPE, choices=list(SHAPES), help="base: BERT-base, built from config")
     parser.add_argument("--variants", help="which, with commas, of " + ", ".join({**TRAIN, **PREDICT}))
 
 

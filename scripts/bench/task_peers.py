@@ -45,12 +45,12 @@ def main(typed: Sequence[str] | None = None) -> None:
     if not jobs:
         print("no library of one task is installed: there is nothing to measure, and nothing is written")
         return
-    folder, work = Path(given.work), gpu.Work("", given.shape, 8, given.updates, max_length=1024, chat=True)
+    folder, work = Path(given.work), gpu.Work("", given.llama, 8, given.updates, max_length=1024, chat=True)
     rows = {"pairs": material.shipped_rows(folder / "rows", "train", BATCH * given.updates), "chat": folder / "rows" / "chats.jsonl"}
     material.made_chats(rows["chat"], work.batch * work.updates, turns=2, words=20)
     start = {
         "pairs": material.start(folder, given.encoder),
-        "chat": material.llama(folder / "llama" / given.shape, given.shape, rows["chat"]),
+        "chat": material.llama(folder / "llama" / given.llama, given.llama, rows["chat"]),
     }
     runs = []
     for number, (task, side) in harness.interleaved(given.rounds, jobs):
@@ -68,9 +68,9 @@ def main(typed: Sequence[str] | None = None) -> None:
 def arguments(typed: Sequence[str] | None) -> argparse.Namespace:
     parser = harness.parser(__doc__, "task_peers")
     parser.add_argument("--updates", type=int, default=30)
-    parser.add_argument("--shape", default="small", choices=list(material.LLAMA), help="of the Llama")
+    parser.add_argument("--llama", default="small", choices=list(material.LLAMA), help="its shape")
     parser.add_argument("--encoder", default="minilm", choices=list(material.SHAPES))
-    return harness.settle(parser.parse_args(typed), updates=3, shape="tiny", encoder="one_layer")
+    return harness.settle(parser.parse_args(typed), updates=3, llama="tiny", encoder="one_layer")
 
 
 def chosen(device: str) -> list[tuple[str, str]]:
@@ -156,7 +156,7 @@ def report(given: argparse.Namespace, runs: harness.Runs) -> None:
             table.append([task, told, harness.told(rate), "" if side == "ftune" else harness.ratio(own, rate)])
     left_out = sorted({library for library in LIBRARY.values() if find_spec(library) is None})
     caption = (
-        f"Pairs: {given.encoder} shape on shipped reviews, 32 texts an update. Conversations: Llama, {given.shape} shape, 8 an update. "
+        f"Pairs: {given.encoder} shape on shipped reviews, 32 texts an update. Conversations: Llama, {given.llama} shape, 8 an update. "
         f"Medians (lowest to highest) of {given.rounds} interleaved rounds of {given.updates} updates. "
         f"Not installed here: {', '.join(left_out) or 'nothing'}."
     )
