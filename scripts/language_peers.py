@@ -93,10 +93,10 @@ def examples(kind: LanguageSet, tokenizer: Any, rows: Sequence[Row], labels: dic
         return [{"input_ids": a, "attention_mask": [1] * len(a), "labels": b} for a, b in zip(sources, targets, strict=True)]
     if "text" in rows[0]:
         return _blocks(tokenizer, rows, most)
-    chats = [_chat(tokenizer, row) for row in rows]
+    chats = [chat(tokenizer, row) for row in rows]
     if kind.too_long == "drop":
-        return [chat for chat in chats if len(chat["input_ids"]) <= most]
-    return [{key: values[:most] for key, values in chat.items()} for chat in chats]
+        return [one for one in chats if len(one["input_ids"]) <= most]
+    return [{key: values[:most] for key, values in one.items()} for one in chats]
 
 
 def _tagged(tokenizer: Any, row: Row, labels: dict[str, int], most: int) -> Example:
@@ -115,7 +115,7 @@ def _blocks(tokenizer: Any, rows: Sequence[Row], most: int) -> list[Example]:
     return [{"input_ids": part, "attention_mask": [1] * len(part), "labels": list(part)} for part in parts]
 
 
-def _chat(tokenizer: Any, row: Row) -> Example:
+def chat(tokenizer: Any, row: Row) -> Example:
     """A conversation whose answers are learnt, as the marks of the template say."""
     given = {"tools": row["tools"], "tokenize": True, "return_dict": True}
     found = tokenizer.apply_chat_template(row["messages"], chat_template=MARKED_CHATML, return_assistant_tokens_mask=True, **given)

@@ -122,10 +122,12 @@ def mean_and_range(values: Sequence[float]) -> str:
     return f"{mean} ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else mean
 
 
-def encoded(tokenizer: Any, rows: Sequence[dict[str, Any]], *, labelled: bool, regression: bool) -> list[dict[str, Any]]:
+def encoded(
+    tokenizer: Any, rows: Sequence[dict[str, Any]], *, labelled: bool, regression: bool, max_length: int = MAX_LENGTH
+) -> list[dict[str, Any]]:
     """Rows as Trainer wants them: token ids without padding, and the label."""
     pairs = [row["text_pair"] for row in rows] if rows and "text_pair" in rows[0] else None
-    found = tokenizer([row["text"] for row in rows], pairs, truncation=True, max_length=MAX_LENGTH)
+    found = tokenizer([row["text"] for row in rows], pairs, truncation=True, max_length=max_length)
     examples: list[dict[str, Any]] = [{key: found[key][i] for key in found} for i in range(len(rows))]
     if labelled:
         for example, row in zip(examples, rows, strict=True):
@@ -142,6 +144,37 @@ def build(model: Path, labels: int, seed: int) -> tuple[Any, Any]:
     return AutoModelForSequenceClassification.from_pretrained(model, num_labels=labels, **kind), AutoTokenizer.from_pretrained(model)
 
 
+def best(device: str) -> dict[str, Any]:
+    """Trainer's best flags: rows of like length in a batch, and bf16 where the hardware computes it."""
+    return {"bf16": fast_bf16(device), "train_sampling_strategy": "group_by_length"}
+
+
+def stopwatch(device: str, warm: int = 0) -> tuple[Any, dict[str, float]]:
+    """A callback of Trainer, and what it writes down: ``begin``, after ``warm`` updates, and ``end``."""
+    import torch
+    from transformers import TrainerCallback
+
+    clock: dict[str, float] = {}
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.read("begin")
+
+        def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == warm:
+                self.read("begin")
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            self.read("end")
+
+        def read(self, name: str) -> None:
+            if on_gpu(device):
+                torch.cuda.synchronize()
+            clock[name] = time.perf_counter()
+
+    return Clock(), clock
+
+
 @contextmanager
 def fitted(
     model: Any,
@@ -153,21 +186,16 @@ def fitted(
     device: str,
     flags: dict[str, Any],
     order: Callable[[int], Sequence[int]] | None = None,
+    warm: int = 0,
 ) -> Iterator[tuple[Any, float]]:
-    """Trainer after training, and the seconds of its loop. ``order``: the examples of an epoch; None: Trainer's own."""
+    """Trainer after training, and the seconds of its loop. ``order``: the examples of an epoch; None: Trainer's own.
+
+    ``warm``: so many updates are made before the clock starts.
+    """
     import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
-    clock: dict[str, float] = {}
-
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            clock["begin"] = time.perf_counter()
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            if on_gpu(device):
-                torch.cuda.synchronize()
-            clock["end"] = time.perf_counter()
+    watch, clock = stopwatch(device, warm)
 
     class Given(torch.utils.data.Sampler[int]):
         epoch = 0
@@ -203,7 +231,7 @@ def fitted(
             use_cpu=not on_gpu(device),
             **flags,
         )
-        peer = InOrder(model=model, args=arguments, train_dataset=examples, data_collator=collate, callbacks=[Clock()])
+        peer = InOrder(model=model, args=arguments, train_dataset=examples, data_collator=collate, callbacks=[watch])
         peer.train()
         yield peer, clock["end"] - clock["begin"]
 
@@ -218,13 +246,17 @@ def trainer(
     device: str,
     best_flags: bool = False,
     save: Path | None = None,
+    start: Path | None = None,
 ) -> dict[str, Any]:
-    """Train and predict with Trainer. ``best_flags``: batches of like length, and bf16 where the hardware computes it."""
+    """Train and predict with Trainer. ``best_flags``: batches of like length, and bf16 where the hardware computes it.
+
+    ``start``: the model to begin with; None: MiniLM.
+    """
     import numpy as np
     from transformers import DataCollatorWithPadding
 
-    model, tokenizer = build(minilm(), labels, seed)
-    flags = {"bf16": fast_bf16(device), "train_sampling_strategy": "group_by_length"} if best_flags else {}
+    model, tokenizer = build(start or minilm(), labels, seed)
+    flags = best(device) if best_flags else {}
     mean, std = 0.0, 1.0
     if labels == 1:  # ftune fits standardised targets; so that the loss is the same, the peer does too
         values = np.array([float(row["label"]) for row in rows])
@@ -248,6 +280,7 @@ def tutorial(
     recipe: Recipe,
     device: str,
     save: Path | None,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """The loop that tutorials show: every row padded to the longest allowed, fp32, a for-loop with AdamW."""
     import torch
@@ -255,7 +288,7 @@ def tutorial(
     from transformers import get_linear_schedule_with_warmup
 
     place = torch.device("cuda" if on_gpu(device) else "cpu")
-    model, tokenizer = build(minilm(), labels, seed)
+    model, tokenizer = build(start or minilm(), labels, seed)
     model.to(place).train()
 
     def example(row: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ def language_comparison(result: dict[str, Any]) -> str:
 
 def speed(result: dict[str, Any]) -> str:
     """Rows per second and wall time, side by side."""
+    if "columns" in result:
+        return as_made(result)
     rows = [[r["what"], r["variant"], r["samples_per_second"], r["wall_seconds"], r["against"]] for r in result["table"]]
     return f"{result['caption']}\n\n{markdown(['work', 'variant', 'rows/s', 'whole process, s', 'ftune is faster by'], rows)}"
 
@@ -74,21 +76,44 @@ def as_made(result: dict[str, Any]) -> str:
     return f"{result['caption']}\n\n{markdown(result['columns'], result['table'])}"
 
 
-def results(folder: Path) -> str:
-    """Every measured table that lies in ``scripts/results/``."""
+Tables = Sequence[tuple[str, str, Callable[[dict[str, Any]], str]]]
+RESULTS: Tables = (
+    ("compare_trainer", "Scores against Trainer", comparison),
+    ("compare_language", "The language tasks against Trainer", language_comparison),
+    ("few_shot", "Few labels", as_made),
+    ("adapt_then_classify", "Fill-mask before a classifier", as_made),
+    ("speed", "Speed", speed),
+)
+"""Name of the result file, heading of its table, and how that is made."""
+BENCHMARKS: Tables = (
+    ("speed_base", "Speed, BERT-base's shape", speed),
+    ("memory", "Memory", as_made),
+    ("memory_base", "Memory, BERT-base's shape", as_made),
+    ("startup", "Start-up", as_made),
+    ("tokenising", "Tokenising", as_made),
+    ("scaling_data", "From a thousand rows to millions", as_made),
+    ("scaling_length", "Length of the rows", as_made),
+    ("scaling_processes", "Processes", as_made),
+    ("task_peers", "Libraries of one task", as_made),
+    ("gpu", "On a GPU", as_made),
+)
+"""What ``scripts/bench`` measures besides speed; set where README.md has the markers ``benchmarks``."""
+
+
+def measured(folder: Path, tables: Tables) -> str:
+    """Those of the tables whose result file lies in the folder."""
     parts = []
-    tables = (
-        ("compare_trainer", "Scores against Trainer", comparison),
-        ("compare_language", "The language tasks against Trainer", language_comparison),
-        ("few_shot", "Few labels", as_made),
-        ("adapt_then_classify", "Fill-mask before a classifier", as_made),
-        ("speed", "Speed", speed),
-    )
     for name, heading, form in tables:
         file = folder / f"{name}.json"
         if file.exists():
             parts.append(f"### {heading}\n\n{form(json.loads(file.read_text(encoding='utf-8')))}")
     return "\n\n".join(parts)
+
+
+def benchmarks(root: Path) -> str:
+    """The picture of all results, where it was drawn, and the tables of ``BENCHMARKS``."""
+    picture = ["![All benchmarks on one page](scripts/bench/results.svg)"] if (root / "scripts" / "bench" / "results.svg").exists() else []
+    return "\n\n".join([*picture, *filter(None, [measured(root / "scripts" / "results", BENCHMARKS)])])
 
 
 def main() -> int:
@@ -99,7 +124,9 @@ def main() -> int:
     from finetune_cli.tasks import task_configs
 
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    new = between(between(page, "options", options_table(task_configs())), "results", results(ROOT / "scripts" / "results"))
+    new = between(between(page, "options", options_table(task_configs())), "results", measured(ROOT / "scripts" / "results", RESULTS))
+    if "<!-- benchmarks:" in new:
+        new = between(new, "benchmarks", benchmarks(ROOT))
     if check:
         print("README.md is up to date" if new == page else "README.md is out of date: run python scripts/readme_tables.py")
         return int(new != page)

@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,8 +144,10 @@ def read_number(connection: socket.socket) -> int:
 class Forks:
     """The servers of this test process. ``start("train", …)`` is a command that has begun."""
 
-    def __init__(self, *, allowed: bool) -> None:
+    def __init__(self, *, allowed: bool, more: Sequence[str] = ()) -> None:
+        """``more``: modules that the commands of this one import beside the usual."""
         self.allowed = allowed and SAFE
+        self._more = list(more)
         self._started: list[subprocess.Popen[bytes]] = []
         self._servers: dict[str, Server] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="ftune-forks-"))
@@ -155,9 +157,13 @@ class Forks:
     ) -> subprocess.Popen[bytes]:
         """``python -m finetune_cli ARGS`` with the options of ``Popen``; ``fresh``: in a new interpreter whatever it costs."""
         command, environment = [sys.executable, "-m", "finetune_cli", *map(str, args)], {**os.environ, **own_settings(), **(env or {})}
-        if not fresh and self.allowed and self._server("ftune").suits(environment):
-            return Forked(self._server("ftune"), command, cwd=cwd, env=environment, **options)
-        return subprocess.Popen(command, cwd=cwd, env=environment, **options)
+        return self.popen(command, fresh=fresh, cwd=cwd, env=environment, **options)
+
+    def popen(self, command: list[str], *, fresh: bool = False, env: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
+        """``python -m finetune_cli ARGS`` or ``python SCRIPT ARGS`` under just this environment."""
+        if not fresh and self.allowed and self._server("ftune").suits(env):
+            return Forked(self._server("ftune"), command, env=env, **options)
+        return subprocess.Popen(command, env=env, **options)
 
     def reloading(self) -> Any:
         """What ``finetune_cli.engine.export`` may have in place of the module subprocess."""
@@ -184,7 +190,7 @@ class Forks:
         env = {**os.environ, **({} if isolated else own_settings())}
         ignores = "PYTHON" if isolated else ""
         found = Server(address, settings(env, ignores), ignores)
-        reload_server = [] if isolated else [json.dumps(asdict(self._server("reload")))]
+        reload_server = [] if isolated else [json.dumps(asdict(self._server("reload"))), *self._more]
         command = [sys.executable, *(["-I"] if isolated else []), __file__]
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(address)
@@ -296,7 +302,7 @@ def main() -> None:
         import finetune_cli
 
         own = pkgutil.walk_packages(finetune_cli.__path__, "finetune_cli.")
-        names += [*FTUNE, *(module.name for module in own if not module.name.endswith((".__main__", ".reload_check")))]
+        names += [*FTUNE, *sys.argv[3:], *(module.name for module in own if not module.name.endswith((".__main__", ".reload_check")))]
     for name in names:
         try:
             importlib.import_module(name)
@@ -310,9 +316,12 @@ def main() -> None:
         runpy.run_path(sys.argv[0], run_name="__main__")
         sys.stdout.flush()
         os._exit(0)  # a stranger's good end: taking torch apart would cost more than the check
-    else:
+    elif command[1] == "-m":
         sys.argv, sys.path[0] = command[2:], os.getcwd()
         runpy.run_module("finetune_cli", run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = command[1:], os.path.dirname(command[1])
+        runpy.run_path(command[1], run_name="__main__")
 
 
 if __name__ == "__main__":

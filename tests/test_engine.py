@@ -32,6 +32,7 @@ from finetune_cli.run import Run
 from finetune_cli.tasks import get
 from finetune_cli.world import Alone
 
+pytestmark = pytest.mark.device
 ROWS, BATCH = 45, 8
 FACTS = {"labels": ["a", "b", "c"], "cells": ["a", "b", "c"], "multi": False, "weights": None}
 
