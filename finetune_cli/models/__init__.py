@@ -9,7 +9,7 @@ from __future__ import annotations
 from finetune_cli.models.execution import activation_bytes, attend_as_before, attend_by, checkpoint_gradients, never_wait, parameters
 from finetune_cli.models.faults import quiet
 from finetune_cli.models.hub import ask_hub
-from finetune_cli.models.loading import check_finite, load, load_config, load_exact, skeleton
+from finetune_cli.models.loading import load, load_config, load_exact, skeleton
 from finetune_cli.models.saving import save_without_tensors, saved_tensors
 from finetune_cli.models.scratch import build, family, train_tokenizer
 from finetune_cli.models.source import BUNDLED, BUNDLED_HUB_ID, Source, locate, of_run
@@ -24,7 +24,6 @@ __all__ = [
     "attend_as_before",
     "attend_by",
     "build",
-    "check_finite",
     "check_vocabulary",
     "checkpoint_gradients",
     "family",
