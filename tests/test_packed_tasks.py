@@ -394,6 +394,17 @@ def test_a_pass_never_waits_for_the_device(
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in model.named_parameters() if "layers.1." in name)
 
 
+@pytest.mark.parametrize("pad", [0, 17, 39, -1, None])
+def test_any_padding_token_will_do(pad: int | None) -> None:
+    """The last of the vocabulary is a usual one: it was added. The proof's samples hold every token but that one."""
+    shape = DECODER | {"vocab_size": 40, "pad_token_id": pad}
+    assert packing.install(transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))) is None
+    assert (
+        packing.install(transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**MODERNBERT, vocab_size=40, pad_token_id=pad)))
+        is None
+    )
+
+
 # gradient checkpointing, adapters, generation, dropout ------------------------------------------------------------------------
 
 
