@@ -23,6 +23,7 @@ from finetune_cli.config import DataConfig, ModelConfig
 from finetune_cli.data.rows import of_table
 from finetune_cli.encoded import Examples, Ragged
 from finetune_cli.packing import Packed
+from finetune_cli.packing import rows as rows_module
 from finetune_cli.tasks import get
 from finetune_cli.tasks.base import Flat, Task
 
@@ -166,7 +167,13 @@ def outputs(case: Case, model: Any, layout: Any, part: Any) -> dict[str, Any]:
 
 
 def held_equal(case: Case, model: Any, *, multiple: int, tight: float = 1e-5) -> None:
-    """Loss, every gradient and every answer: packed, in one part or in three, against padded."""
+    """Loss, every gradient and every answer: packed, in one part or in three, against padded; rounded rows also fall into many groups."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_module, "WORTH_A_GROUP", 10**9 if multiple == 1 else 1)
+        _held_equal(case, model, multiple, tight)
+
+
+def _held_equal(case: Case, model: Any, multiple: int, tight: float) -> None:
     padded, packed = Padded({"input_ids": 0}, 256), Packed({"input_ids": 0}, multiple)
     every = np.arange(len(case.examples))
     expected_loss, expected = learnt(case, model, padded, [every])
@@ -267,11 +274,9 @@ def test_a_packed_model_that_is_copied_runs_on_its_own_weights(entities: Case) -
 @pytest.mark.parametrize(("fixture", "head"), [("entities", "ForTokenClassification"), ("fills", "ForMaskedLM")])
 def test_mixed_samples_are_noticed(fixture: str, head: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A packed row whose samples see each other raises nothing; the proof at the start refuses the model."""
-    from finetune_cli.packing import rows
-
     case = request.getfixturevalue(fixture)
-    real: Callable[..., Any] = rows.Packing.of.__func__  # type: ignore[attr-defined]
-    monkeypatch.setattr(rows.Packing, "of", classmethod(lambda cls, n, **more: real(cls, np.array([int(n.sum())]), **more)))
+    real: Callable[..., Any] = rows_module.Packing.of.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(rows_module.Packing, "of", classmethod(lambda cls, n, **more: real(cls, np.array([int(n.sum())]), **more)))
     model = network(case, "Bert", head, {**ENCODERS["Bert"], "num_labels": 3})
     told = packing.install(model)
     assert told is not None and "differ" in told
@@ -387,6 +392,17 @@ def test_a_pass_never_waits_for_the_device(
     torch.stack([value / batch.weights[name] for name, value in sums.items()]).sum().backward()
     monkeypatch.undo()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in model.named_parameters() if "layers.1." in name)
+
+
+@pytest.mark.parametrize("pad", [0, 17, 39, -1, None])
+def test_any_padding_token_will_do(pad: int | None) -> None:
+    """The last of the vocabulary is a usual one: it was added. The proof's samples hold every token but that one."""
+    shape = DECODER | {"vocab_size": 40, "pad_token_id": pad}
+    assert packing.install(transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))) is None
+    assert (
+        packing.install(transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**MODERNBERT, vocab_size=40, pad_token_id=pad)))
+        is None
+    )
 
 
 # gradient checkpointing, adapters, generation, dropout ------------------------------------------------------------------------

@@ -82,8 +82,10 @@ def _difference(model: Any) -> float:
     """How far packed hidden states and logits lie from the model's own for three samples in one row, relative to their size."""
     config, where = model.config, next(model.parameters()).device
     draw = np.random.Generator(np.random.Philox(0))
-    pad = max(0, config.pad_token_id or 0)  # LLaMA's first configs name -1
-    ids = Ragged.of([draw.integers(pad + 1, max(pad + 2, config.vocab_size), n) for n in _lengths(config)])
+    pad = config.pad_token_id or 0
+    pad = pad if 0 <= pad < config.vocab_size else 0  # LLaMA's first configs name -1
+    drawn = [draw.integers(0, config.vocab_size - 1, n) for n in _lengths(config)]
+    ids = Ragged.of([some + (some >= pad) for some in drawn])  # any token but the padding one
     was_training, short_products = model.training, torch.backends.cuda.matmul.allow_tf32
     model.eval()
     torch.backends.cuda.matmul.allow_tf32 = False
