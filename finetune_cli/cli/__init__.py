@@ -28,6 +28,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb("finetune_cli.commands.train", "fine-tune a model; prints the run directory"),
+    "check": Verb("finetune_cli.commands.check", "look at config, data, model, disk and device without training; says what a run would do"),
     "eval": Verb("finetune_cli.commands.evaluate", "score a run or model on labelled rows; prints metrics"),
     "predict": Verb("finetune_cli.commands.predict", "label new rows from a file or standard input; prints JSON Lines"),
 }

@@ -12,12 +12,11 @@ from typing import Any, cast
 
 from torch import nn
 
-from finetune_cli import adapters, batching, checkpoint, console, metrics, models, packing, tasks
+from finetune_cli import adapters, checkpoint, console, metrics, models, packing, tasks
 from finetune_cli.adapters import Adapter
-from finetune_cli.batching import BatchPlan
 from finetune_cli.checkpoint import Knowledge, Saver
-from finetune_cli.config import Invocation, Pooling, TrainConfig, saved
-from finetune_cli.engine import environment, resume
+from finetune_cli.config import Invocation, TrainConfig, saved
+from finetune_cli.engine import building, environment, resume
 from finetune_cli.engine.finish import attend, finish
 from finetune_cli.engine.loop import Timetable, Trainer, fit
 from finetune_cli.engine.optimizer import warmup_steps
@@ -121,43 +120,6 @@ def _name(config: TrainConfig, invocation: Invocation) -> str:
     return f"{invocation.experiment or config.task.name}-{model}"
 
 
-def _model(config: TrainConfig, p: Prepared, resumed: Resumed | None, directory: Run) -> tuple[nn.Module, Adapter | None]:
-    """The model with this run's head, and its adapter if any: from the checkpoint, from pretrained weights, or from scratch."""
-    where = p.device.device.type
-    if resumed and resumed.checkpoint:
-        model, adapter = checkpoint.load_model(resumed.checkpoint, p.task, offline=config.offline, device=where)
-    else:
-        model, new, drawn = _fresh(config, p, where)
-        changed = config.model.pooling != Pooling.own or drawn != new
-        source = None if changed else p.source  # a base that is no longer what its name says is kept in the run
-        adapter = adapters.attach(model, config.model, source=source, new=new, kept=directory.base_dir, seed=config.train.seed)
-    if config.model.gradient_checkpointing:
-        models.checkpoint_gradients(model)
-    return model, adapter
-
-
-def _fresh(config: TrainConfig, p: Prepared, where: str) -> tuple[nn.Module, list[str], list[str]]:
-    """A model before its first step, the names of what its source did not have, and of those what stays as the seed drew it."""
-    if p.source is None:
-        model, new = models.build(config.model, p.task, p.tokenizer, seed=config.train.seed), list[str]()
-    else:
-        held = adapters.loading(config.model, p.task, p.model_config, where)
-        with console.working("loading the model"):
-            model, new = models.load(
-                p.source, config.model, p.task, p.model_config, seed=config.train.seed, offline=config.offline, held=held
-            )
-    known = p.task.prepare(model)
-    drawn = [name for name in new if name not in known]
-    if known:
-        console.say(f"set by the task before the first step: {', '.join(known)}")
-    if p.source is not None:
-        console.say(f"new in the model, drawn from the seed: {', '.join(drawn) or 'nothing'}")
-    random = drawn if p.source is not None else ["all weights"]
-    if config.train.steps == 0 and random and p.task.fitting_head() is None:
-        console.warn(f"train.steps=0 trains nothing, and this stays random: {', '.join(random)}; the answers mean nothing")
-    return model, new, drawn
-
-
 @dataclass(frozen=True, slots=True)
 class Common:
     """What every process of a run is given by the one that leads."""
@@ -186,7 +148,7 @@ def _trainer(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed 
     warmup_steps(config.optimizer, timetable.total)  # a user's error, so before the model is loaded
     p.device.apply()
     world.on(p.device.device)
-    model, adapter = _model(config, p, resumed, directory)
+    model, adapter = building.model(config, p, start, base_dir=directory.base_dir)
     model = model if adapter and adapter.base.is_quantised else model.to(p.device.device)
     world.same(model)
     state = checkpoint.load_state(start) if start else None
@@ -200,7 +162,7 @@ def _trainer(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed 
         saved=saved_plan["packed"] if saved_plan else None,
     )
     p.task.adjust(model)
-    plan = world.share(_batches(config, p, model, packed=isinstance(layout, Packed), layout=layout_told, saved_plan=saved_plan))
+    plan = world.share(building.batches(config, p, model, packed=isinstance(layout, Packed), layout=layout_told, saved_plan=saved_plan))
     plans = {"device": p.device.saved(), "batches": plan.saved()}
     if begun:
         plans = {name: resume.in_its_words(now, begun[name]) for name, now in plans.items()}
@@ -247,23 +209,6 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
     elif resumed:
         directory.cut_metrics(0)  # it was stopped before its first checkpoint: every step is made again
     _say_plan(config, p, trainer)
-
-
-def _batches(config: TrainConfig, p: Prepared, model: Any, *, packed: bool, layout: str, saved_plan: dict[str, Any] | None) -> BatchPlan:
-    """How the rows pass through the device; a run that goes on keeps its own plan."""
-    if saved_plan and saved_plan["packed"] != packed:
-        console.warn(f"the run was packed and goes on {layout}: the same to rounding, not to the bit")
-    return batching.find(
-        config.train.batch_size,
-        config.train.order,
-        p.data["train"].examples.lengths(),
-        memory_bytes=environment.free_memory(p.device.device),
-        bytes_per_token=models.activation_bytes(model.config, kept=not config.model.gradient_checkpointing),
-        whole=p.task.rows_interact,
-        packed=packed,
-        layout=layout,
-        saved=saved_plan,
-    )
 
 
 def _knowledge(config: TrainConfig, p: Prepared, plans: dict[str, Any]) -> Knowledge:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from finetune_cli.config.invocation import Invocation
 from finetune_cli.config.schema import (
     SCHEMAS,
+    CheckConfig,
     DataConfig,
     DataFormat,
     DeviceConfig,
@@ -34,6 +35,7 @@ from finetune_cli.config.schema import (
 
 __all__ = [
     "SCHEMAS",
+    "CheckConfig",
     "DataConfig",
     "DataFormat",
     "DeviceConfig",

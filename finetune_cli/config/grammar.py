@@ -229,7 +229,7 @@ def _refused(key: str, value: str, words: Vocabulary) -> Problem | None:
     if SECRET_VALUE.search(value):
         return Problem(f"the value of {key} looks like a secret", "command line", SECRET_FIX)
     if key in words.foreign:
-        fix = "leave it out: it comes with the run" if words.verb != "train" else "leave it out"
+        fix = "leave it out: it comes with the run" if "ckpt" in words.options else "leave it out"
         return Problem(f"ftune {words.verb} has no '{key}'", f"command line: {key}={value}", fix)
     option = words.options.get(key)
     literal = option is not None and (option.is_text or option.is_path)

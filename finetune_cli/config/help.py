@@ -32,6 +32,7 @@ FLAGS = """\
 """
 USAGE = {
     "train": "ftune train [key=value ...] [+exp=NAME] [flags]",
+    "check": "ftune check [key=value ...] [+exp=NAME] [flags]",
     "eval": "ftune eval RUN [key=value ...] [flags]",
     "predict": "ftune predict RUN [input=FILE] [key=value ...] [flags]",
 }
@@ -89,7 +90,7 @@ def _groups(verb: str, folders: list[Path], table: dict[str, Option], tasks: Tas
     rows = [f"  task       {', '.join(tasks)}"]
     rows += [f"  {name:10} {', '.join(choices)}" for name, choices in groups.items() if name in here or name not in ours | {"exp"}]
     text = "Groups (choose with GROUP=NAME)\n" + "\n".join(rows) + "\n"
-    if verb == "train":
+    if verb in ("train", "check"):
         rows = [f"  {name:14} {_first_comment(folders, name)}".rstrip() for name in groups.get("exp", [])]
         text += "\nExperiments (add with +exp=NAME)\n" + "\n".join(rows) + "\n"
     return text

@@ -181,11 +181,12 @@ def unknown_key(key: str, schema: type, tasks: Tasks, where: str, groups: Collec
     verb = next(name for name, cls in SCHEMAS.items() if cls is schema)
     table = options_of(verb, tasks)
     owners = [name for name in SCHEMAS if name != verb and (key in (other := options_of(name, tasks)) or key in sections(other))]
+    owners = [name for name in owners if name != "check"] or owners  # it has what train has
     what = f"unknown key '{key}'"
     if key.split(".")[0] == "exp":
         return Problem(what, where, "begin the experiment's file with '# @package _global_', and add it with +exp=NAME")
     if owners:
-        kept = "; it comes with the run" if verb != "train" and owners == ["train"] else ""
+        kept = "; it comes with the run" if "ckpt" in table and owners == ["train"] else ""
         return Problem(f"{what} for ftune {verb}", where, f"leave it out: only ftune {' and '.join(owners)} has it{kept}")
     hits = near(key, [*table, *sections(table), *groups])
     named = ["+exp=NAME" if hit == "exp" else hit for hit in hits]

@@ -359,6 +359,29 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class CheckConfig:
+    """``ftune check``: what ``ftune train`` takes, to look at and not to run."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    device: TrainDeviceConfig = field(default_factory=TrainDeviceConfig)
+    train: TrainSection = field(default_factory=TrainSection)
+    run: RunConfig = field(default_factory=RunConfig)
+    expect: dict[str, Any] = option({}, form="expectations")
+    """Stated expectations on the metrics (of train: on test, else validation), such as ``expect.accuracy='>=0.8'``; missed: exit 3."""
+    offline: bool = False
+    """Any attempt to reach the network is an error."""
+    ledger: str | None = option(None, path=True)
+    """File for what was found, as JSON; null: standard output where a program reads it."""
+
+    def train_config(self) -> TrainConfig:
+        """The config of the run that would be."""
+        return TrainConfig(**{f.name: getattr(self, f.name) for f in fields(self) if f.name != "ledger"})
+
+
+@dataclass(kw_only=True, slots=True)
 class EvalConfig:
     """``ftune eval``."""
 
@@ -398,7 +421,7 @@ class PredictConfig:
     """Any attempt to reach the network is an error."""
 
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "eval": EvalConfig, "predict": PredictConfig}
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "check": CheckConfig, "eval": EvalConfig, "predict": PredictConfig}
 """Verb to schema."""
 
 

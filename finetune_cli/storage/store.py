@@ -283,14 +283,18 @@ class Store:
         if self.fs.free(self.root) < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.root))
 
-    def preflight(self, checkpoint_bytes: int, *, other_bytes: int = 0) -> None:
-        """Refuses at the start a disk that cannot hold best, last, the one being written and ``keep`` more, and ``other_bytes``."""
+    def preflight(self, checkpoint_bytes: int, *, other_bytes: int = 0) -> tuple[int, int]:
+        """Refuses at the start a disk that cannot hold best, last, the one being written and ``keep`` more, and ``other_bytes``.
+
+        Returns the bytes that are needed and those that are free.
+        """
         folder = next(path for path in [self.root, *self.root.parents] if path.is_dir())
         needed = int(((self.keep or 0) + 3) * checkpoint_bytes * HEADROOM) + other_bytes
         free = self.fs.free(folder)
         if free < needed:
             what = f"the disk will not suffice: {human_bytes(needed)} for checkpoints and model, {human_bytes(free)} free"
             raise MachineError(what, where=str(folder), fix="free space, or choose another run.root; train.keep keeps fewer checkpoints")
+        return needed, free
 
     def _trouble(self, step: int, needed: int) -> Any:
         last = self.last()

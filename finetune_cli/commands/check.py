@@ -1,0 +1,118 @@
+"""``ftune check``: everything that ``ftune train`` looks at before its first step, and nothing after it. No run is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from finetune_cli import console, models, packing
+from finetune_cli.batching import BatchPlan
+from finetune_cli.config import CheckConfig, Invocation, TrainConfig
+from finetune_cli.engine import building
+from finetune_cli.engine.optimizer import warmup_steps
+from finetune_cli.engine.prepared import Prepared, prepare
+from finetune_cli.engine.signals import stoppable
+from finetune_cli.engine.timetable import Timetable
+from finetune_cli.errors import UserError
+from finetune_cli.packing import Packed
+from finetune_cli.run import Run
+from finetune_cli.storage import REAL, json_bytes, write_whole
+
+
+def run(config: CheckConfig, invocation: Invocation) -> float | None:
+    """Check, say what a run would do, and write the ledger: to a file, or to standard output where a program reads it."""
+    train = config.train_config()
+    target = _target(config.ledger)
+    with stoppable() as stop:
+        prepared = prepare(train, invocation.user_set, None, stop)
+        prepared.device.apply()
+        timetable = Timetable.of(train.train, len(prepared.data["train"].examples))
+        warmup = warmup_steps(train.optimizer, timetable.total)
+        directory = Run.create(train.run, name="check", keep=train.train.keep)
+        try:
+            network, adapter = building.model(train, prepared, None, base_dir=directory.base_dir)
+            stop.check()
+            plan = _batches(train, prepared, network)
+            checkpoint_bytes, model_bytes = _bytes(network)
+            disk = directory.store.preflight(checkpoint_bytes, other_bytes=model_bytes)
+        finally:
+            directory.abandon()
+    found = _ledger(train, prepared, network, plan, disk) | {
+        "steps": {"total": timetable.total, "an_epoch": timetable.per_epoch, "warmup": warmup},
+        "adapter": adapter.told if adapter else None,
+    }
+    _say(found, prepared)
+    if target is not None:
+        write_whole(REAL, target, json_bytes(found))
+        console.say(f"written: {target}")
+    elif not sys.stdout.isatty():
+        print(json.dumps(found, ensure_ascii=False, default=str), flush=True)
+    return None
+
+
+def _target(name: str | None) -> Path | None:
+    """Where the ledger goes. Raises UserError, before anything is read, for a place that cannot be written."""
+    if name is None:
+        return None
+    target = Path(name).expanduser()
+    if target.is_dir() or not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise UserError("the ledger cannot be written there", where=f"ledger={name}", fix="name a file in a folder that can be written")
+    return target
+
+
+def _batches(config: TrainConfig, p: Prepared, network: nn.Module) -> BatchPlan:
+    """How the rows would pass through the device, which the model must be on for that."""
+    network = network.to(p.device.device)
+    layout, told = packing.layout(network, pad_id=p.tokenizer.pad_token_id or 0, limit=p.max_length, device=p.device)
+    p.task.adjust(network)
+    return building.batches(config, p, network, packed=isinstance(layout, Packed), layout=told, saved_plan=None)
+
+
+def _bytes(network: nn.Module) -> tuple[int, int]:
+    """(of a checkpoint, of the exported model)."""
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in network.parameters()]
+    return 3 * sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+def _ledger(config: TrainConfig, p: Prepared, network: nn.Module, plan: BatchPlan, disk: tuple[int, int]) -> dict[str, Any]:
+    """What was found, JSON-ready: every file with its sha256, every split in numbers, and what a run would be made of."""
+    trainable, everything = models.parameters(network)
+    return {
+        "ready": True,
+        "task": p.task.name,
+        "facts": p.task.facts,
+        "files": p.splits.sources,
+        "columns": p.splits.roles.options,
+        "splits": {name: asdict(row) for name, row in p.table.splits.items()},
+        "notes": list(p.splits.notes),
+        "warnings": list(p.table.warnings),
+        "model": asdict(p.source) if p.source else None,
+        "parameters": {"trainable": trainable, "all": everything},
+        "max_length": p.max_length,
+        "seed": config.train.seed,
+        "plan": {"device": p.device.saved(), "batches": plan.saved()},
+        "disk": {"needed_bytes": disk[0], "free_bytes": disk[1]},
+    }
+
+
+def _say(found: dict[str, Any], p: Prepared) -> None:
+    """What a run would do, for the person at the screen."""
+    batches, steps, disk, reasons = found["plan"]["batches"], found["steps"], found["disk"], p.device.reasons
+    lines = [
+        ("device", f"{p.device.device} ({reasons['device']}), {p.device.precision} ({reasons['precision']})"),
+        ("processes", f"{p.device.processes} ({reasons['processes']})"),
+        ("parameters", f"{found['parameters']['trainable']:,} trainable of {found['parameters']['all']:,}"),
+        *p.task.told_facts(),
+        ("batch", f"{batches['batch_size']} rows an update, at most {batches['micro_tokens']:,} tokens at a time"),
+        ("layout", batches["reasons"]["layout"]),
+        ("steps", f"{steps['total']} ({steps['an_epoch']} an epoch), {steps['warmup']} of warmup"),
+        ("disk", f"{disk['needed_bytes'] / 2**20:,.0f} MiB needed, {disk['free_bytes'] / 2**20:,.0f} MiB free"),
+    ]
+    console.table("a run would do", ["", ""], lines)
+    console.say(f"checked: config, data, model, disk and device; {len(found['warnings'])} warnings; ftune train can start")

@@ -1,0 +1,72 @@
+"""From what was prepared to what is trained: the model with its head and adapter, and the plan of its batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from finetune_cli import adapters, batching, checkpoint, console, models
+from finetune_cli.adapters import Adapter
+from finetune_cli.batching import BatchPlan
+from finetune_cli.config import Pooling, TrainConfig
+from finetune_cli.engine import environment
+from finetune_cli.engine.prepared import Prepared
+
+
+def model(config: TrainConfig, p: Prepared, start: Path | None, *, base_dir: Path) -> tuple[nn.Module, Adapter | None]:
+    """The model with this run's head, and its adapter if any: from a checkpoint, from pretrained weights, or from scratch.
+
+    ``base_dir``: where a base without a name will be kept.
+    """
+    where = p.device.device.type
+    if start:
+        network, adapter = checkpoint.load_model(start, p.task, offline=config.offline, device=where)
+    else:
+        network, new, drawn = _fresh(config, p, where)
+        changed = config.model.pooling != Pooling.own or drawn != new
+        source = None if changed else p.source  # a base that is no longer what its name says is kept in the run
+        adapter = adapters.attach(network, config.model, source=source, new=new, kept=base_dir, seed=config.train.seed)
+    if config.model.gradient_checkpointing:
+        models.checkpoint_gradients(network)
+    return network, adapter
+
+
+def _fresh(config: TrainConfig, p: Prepared, where: str) -> tuple[nn.Module, list[str], list[str]]:
+    """A model before its first step, the names of what its source did not have, and of those what stays as the seed drew it."""
+    if p.source is None:
+        model, new = models.build(config.model, p.task, p.tokenizer, seed=config.train.seed), list[str]()
+    else:
+        held = adapters.loading(config.model, p.task, p.model_config, where)
+        with console.working("loading the model"):
+            model, new = models.load(
+                p.source, config.model, p.task, p.model_config, seed=config.train.seed, offline=config.offline, held=held
+            )
+    known = p.task.prepare(model)
+    drawn = [name for name in new if name not in known]
+    if known:
+        console.say(f"set by the task before the first step: {', '.join(known)}")
+    if p.source is not None:
+        console.say(f"new in the model, drawn from the seed: {', '.join(drawn) or 'nothing'}")
+    random = drawn if p.source is not None else ["all weights"]
+    if config.train.steps == 0 and random and p.task.fitting_head() is None:
+        console.warn(f"train.steps=0 trains nothing, and this stays random: {', '.join(random)}; the answers mean nothing")
+    return model, new, drawn
+
+
+def batches(config: TrainConfig, p: Prepared, network: Any, *, packed: bool, layout: str, saved_plan: dict[str, Any] | None) -> BatchPlan:
+    """How the rows pass through the device; a run that goes on keeps its own plan."""
+    if saved_plan and saved_plan["packed"] != packed:
+        console.warn(f"the run was packed and goes on {layout}: the same to rounding, not to the bit")
+    return batching.find(
+        config.train.batch_size,
+        config.train.order,
+        p.data["train"].examples.lengths(),
+        memory_bytes=environment.free_memory(p.device.device),
+        bytes_per_token=models.activation_bytes(network.config, kept=not config.model.gradient_checkpointing),
+        whole=p.task.rows_interact,
+        packed=packed,
+        layout=layout,
+        saved=saved_plan,
+    )
