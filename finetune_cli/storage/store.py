@@ -142,9 +142,12 @@ class Store:
     def make(self) -> None:
         """Makes the folder itself, durable: else a power loss could take it, and the first checkpoint with it."""
         with disk_trouble(self.fs, "making the folder of checkpoints", self.root):
-            if not self.root.is_dir():
-                self.fs.mkdir(self.root)
-            self.fs.fsync_dir(self.root.parent)  # also where a process was killed before it came to this
+            self._make()
+
+    def _make(self) -> None:
+        if not self.root.is_dir():
+            self.fs.mkdir(self.root)
+        self.fs.fsync_dir(self.root.parent)  # also where a process was killed before it came to this
 
     def save(self, step: int, files: Mapping[str, Content], *, best: bool, meta: dict[str, Any]) -> Path:
         """Commits a checkpoint, moves the pointers, prunes; returns its folder. Content functions may be called again on a retry.
@@ -167,7 +170,7 @@ class Store:
     def _save(self, step: int, files: Mapping[str, Content], *, best: bool, meta: dict[str, Any], needed: int) -> Path:
         final = self.root / _name(step)
         if not self.root.is_dir():
-            self.make()
+            self._make()
         if not self._settled(final, best=best, meta=meta):
             self._require(step, needed)
             new = temporary(self.root, final.name)
