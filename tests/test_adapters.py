@@ -339,7 +339,7 @@ def test_killed_before_and_after_its_first_checkpoint_it_is_the_same_run(
         with pytest.MonkeyPatch.context() as patch:
             interrupted(step, RuntimeError("killed"), patch)
             assert ftune_inside("train", *keys, f"run.dir={run}", "resume=auto").code == 1
-        assert (run / "checkpoints").exists() == (step > 4)
+        assert any((run / "checkpoints").glob("step-*")) == (step > 4)
     ftune_inside("train", *keys, f"run.dir={run}", "resume=auto").ok()
     same_bytes(run, whole)
 
