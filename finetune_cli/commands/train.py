@@ -22,6 +22,7 @@ from finetune_cli.engine.loop import Timetable, Trainer, fit
 from finetune_cli.engine.optimizer import warmup_steps
 from finetune_cli.engine.prepared import Prepared, prepare
 from finetune_cli.engine.profile import Profile
+from finetune_cli.engine.rehearsal import rehearse
 from finetune_cli.engine.resume import Resumed
 from finetune_cli.engine.signals import StopFlag, stoppable
 from finetune_cli.engine.together import gathered
@@ -66,6 +67,7 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         world = gathered(prepared.device, stop, __name__)
         world.share(Common(config, prepared.for_others(), directory.path, resumed.checkpoint if resumed else None))
         trainer = _trainer(config, prepared, directory, resumed, world)
+        rehearse(trainer, config.device.memory_budget)
         _begin(config, invocation, prepared, trainer, resumed, stop)
         began = True
         with disk_trouble(directory.fs, "writing the run", directory.path, any_cause=False):
@@ -137,6 +139,7 @@ def follow(world: Group) -> None:
     directory = Run(common.run)
     resumed = Resumed(directory, common.checkpoint, finished=False) if common.checkpoint else None
     trainer = _trainer(common.config, prepared, directory, resumed, world)
+    rehearse(trainer, common.config.device.memory_budget)
     fit(trainer)
     attend(trainer, prepared.data)
 

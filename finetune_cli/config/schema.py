@@ -291,6 +291,8 @@ class DeviceConfig:
 class TrainDeviceConfig(DeviceConfig):
     """What to train on."""
 
+    memory_budget: float | None = option(None, above=0, most=1_000_000)
+    """Memory that training may take, in GiB, of the GPU or of this process; the heaviest batch is tried first. null: what is free."""
     profile: bool = False
     """Look at five updates, after three of warm-up: where their time goes, on the screen and in the report; a trace in ``profile/``."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def batches(config: TrainConfig, p: Prepared, network: Any, *, packed: bool, lay
         config.train.batch_size,
         config.train.order,
         p.data["train"].examples.lengths(),
-        memory_bytes=environment.free_memory(p.device.device),
+        memory_bytes=min(environment.free_memory(p.device.device), (config.device.memory_budget or math.inf) * 2**30),
         bytes_per_token=models.activation_bytes(network.config, kept=not config.model.gradient_checkpointing),
         whole=p.task.rows_interact,
         packed=packed,
