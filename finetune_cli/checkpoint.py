@@ -50,12 +50,20 @@ class Saver:
     _unchanging: dict[str, bytes] = field(default_factory=dict)
 
     def save(
-        self, step: int, model: nn.Module, state: Mapping[str, Any], *, best: bool, first: Callable[[], object] = lambda: None
+        self,
+        step: int,
+        model: nn.Module,
+        state: Mapping[str, Any],
+        *,
+        best: bool,
+        last: bool = False,
+        first: Callable[[], object] = lambda: None,
     ) -> None:
         """Commit model and state as ``step``: copied aside now, written in the background once the checkpoint before is whole.
 
         ``first`` runs before a byte is written. What fails is raised by the next ``save``, ``look`` or ``join``. Weights with NaN are
-        refused, so that the good checkpoint stays the last. Where memory has no room for a copy, all is written before this returns.
+        refused, so that the good checkpoint stays the last. The ``last`` checkpoint of a run, which nothing goes on beside, and one that
+        memory has no room to copy are written before this returns.
         """
         self.join()
         moments, skeleton = flatten(state)
@@ -67,7 +75,7 @@ class Saver:
         }
         buffers = {buffer.data_ptr() for buffer in model.buffers()}
         learnt = [name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.data_ptr() not in buffers]
-        copies = self._snapshot.take({"weights": weights, "moments": moments})
+        copies = None if last else self._snapshot.take({"weights": weights, "moments": moments})
 
         def write(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
             self._snapshot.settle()

@@ -40,6 +40,7 @@ def finish(
     A signal stops between its parts: all is saved by then, and a resume does them again.
     """
     run = trainer.run
+    trainer.updater.release()
     best = run.store.best() or run.store.last()
     assert best is not None, "a finished run has a checkpoint"
     known = Knowledge.read(best)
@@ -95,6 +96,7 @@ def finish(
 def attend(trainer: Trainer, data: dict[str, Labelled]) -> None:
     """What a process that does not lead does of ``finish``: its share of the scoring."""
     world = trainer.world
+    trainer.updater.release()
     trainer.know(world.share({}))
     world.same(trainer.model)
     for name in world.share([""]):

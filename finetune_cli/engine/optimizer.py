@@ -180,6 +180,11 @@ class Updater:
         """Forget a step that was begun; nothing of it has touched the weights."""
         self.optimizer.zero_grad(set_to_none=True)
 
+    def release(self) -> None:
+        """Give back the memory of moments and gradients: no further update will be made."""
+        self.drop_gradients()
+        self.optimizer.state.clear()
+
     def raise_if_bad(self) -> None:
         """Read the guard back from the device and raise Diverged with the first bad step."""
         first = float(self.first_bad)

@@ -39,9 +39,7 @@ def rehearse(trainer: Trainer, budget: float | None) -> None:
             if len(part) == 1 or trainer.plan.whole:
                 raise no_room_for_one_row(longest, trainer.device) if budget is None else _over(budget, longest)
             trainer.plan = trainer.plan.halved()
-            console.warn(
-                f"the heaviest batch does not fit: {trainer.plan.micro_tokens} tokens at a time, and the same mathematics"
-            )
+            console.warn(f"the heaviest batch does not fit: {trainer.plan.micro_tokens} tokens at a time, and the same mathematics")
 
 
 def heaviest(trainer: Trainer) -> np.ndarray:

@@ -52,6 +52,10 @@ class Timetable:
             total=total, per_epoch=per_epoch, log=every(config.log_every), score=every(config.eval_every), save=every(config.save_every)
         )
 
+    def saves_early(self, *, scores: bool) -> bool:
+        """Whether a checkpoint is written before the last step, after which nobody waits for one."""
+        return min(self.save, self.score if scores else self.total) < self.total
+
     def due(self, step: int, every: int) -> bool:
         """Whether something that happens every so many steps happens after ``step``; always after the last."""
         return step % every == 0 or step == self.total

@@ -225,12 +225,13 @@ class Trainer:
             self.state.plan = self.plan.saved()
             state = {**self.state.saved(), "optimizer": self.updater.state()}
             with self.world.patience():
-                self.saver.save(self.state.step, self.model, state, best=best, first=self.run.metrics_bytes)
+                self.saver.save(self.state.step, self.model, state, best=best, last=self.state.finished, first=self.run.metrics_bytes)
         self._saved = (self.state.step, self.state.closed)
 
     def make_room(self) -> None:
         """After the first update the optimizer is as large as it gets: what a copy of it needs is made ready beside the next ones."""
-        if not self._has_room and self.world.leads:
+        early = self.timetable.saves_early(scores=self.validation is not None)
+        if not self._has_room and self.world.leads and early:
             self.saver.make_room(self.model, {"optimizer": self.updater.state()})
         self._has_room = True
 
