@@ -63,7 +63,7 @@ def recorded(subject: Subject, start: Path | None = None) -> Trace:
     if ended.code:
         raise RuntimeError(f"the recorded run is bad already: {ended.told}")
     run = subject.run
-    calls = acknowledged([call for call in map(_read, json.loads(told.read_text())) if call[1][:1] in ((), (subject.place,))])
+    calls = acknowledged([call for call in map(_from_json, json.loads(told.read_text())) if call[1][:1] in ((), (subject.place,))])
     manifests = dict(_manifests(calls, start))
     names = ("metrics.json", "model", "eval", "report/index.html", "report/report.md")
     files = [file for name in names for file in ([run / name] if (run / name).is_file() else sorted((run / name).rglob("*")))]
@@ -71,10 +71,10 @@ def recorded(subject: Subject, start: Path | None = None) -> Trace:
     return Trace(calls, start, manifests, (run / "metrics.jsonl").read_bytes(), whole)
 
 
-def _read(part: Any) -> Any:
+def _from_json(part: Any) -> Any:
     """A call, or a part of one, from its JSON."""
     if isinstance(part, list):
-        return tuple(map(_read, part))
+        return tuple(map(_from_json, part))
     return bytes.fromhex(part["bytes"]) if isinstance(part, dict) else part
 
 
