@@ -220,8 +220,11 @@ def _trainer(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed 
         world=world,
         profile=Profile(directory, p.device, wanted=config.device.profile and world.leads),
     )
-    if state:
-        trainer.restore(state)
+    if state and start:
+        try:
+            trainer.restore(state)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+            raise checkpoint.unfit(start, error) from error
     return trainer
 
 
