@@ -642,7 +642,7 @@ def a_secret_by_a_detour(g: Ground) -> list[str]:
     return EVAL
 
 
-@trap("run", code=2)
+@trap("run")
 def a_secret_file_as_data(g: Ground) -> list[str]:
     g.config(f"  test: {g.folder}/test.csv\n", f"  test: {g.secret}\n")
     return EVAL
@@ -893,6 +893,19 @@ def a_state_that_goes_back(g: Ground) -> list[str]:
     state["map"] |= {name: {"value": -5} for name, value in state["map"].items() if isinstance(value.get("value"), int)}
     g.write(g.best / "state.json", json.dumps(state))
     return RESUME
+
+
+@trap("run", code=2)
+def a_manifest_of_the_run_of_other_types(g: Ground) -> list[str]:
+    g.unfinished()
+    (g.run / "manifest.json").write_bytes(seal({"plan": "x", "files": [1]}))
+    return RESUME
+
+
+@trap("run", code=2)
+def the_same_before_the_first_checkpoint(g: Ground) -> list[str]:
+    shutil.rmtree(g.run / "checkpoints")
+    return a_manifest_of_the_run_of_other_types(g)
 
 
 # what a checkpoint knows ---------------------------------------------------------------------------------------------------------------

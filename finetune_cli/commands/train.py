@@ -234,7 +234,7 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
     adapter = trainer.saver.adapter
     if resumed:
         resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
-        resume.compare_files(directory.manifest()["files"], p.splits.sources, config.resume_allow)
+        resume.compare_files(resume.begun(directory)[1], p.splits.sources, config.resume_allow)
     else:
         _write_first(directory, invocation, _manifest(config, p, trainer.saver.knowledge.plan, trainer.model, adapter), trainer.model)
     if adapter and p.source is None and not start:
