@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
-import os
 import select
 import zlib
 from collections.abc import Iterator
@@ -25,8 +24,8 @@ LONGEST_LINE = 64 << 20
 """Characters of a physical line beyond which a file is taken for something else than text."""
 LONGEST_CELL = 1 << 20
 """Characters of one cell."""
-MOST_TIMES, MUCH = 200, 256 << 20
-"""A file that unpacks to more than ``MUCH`` bytes, and to so many times its own size, is taken for a bomb; text packs 3 to 30 times."""
+MOST_TIMES, MUCH = 200, 64 << 20
+"""A file that unpacks to more than ``MUCH`` bytes, and to so many times what was read for them, is a bomb; text packs 3 to 30 times."""
 PAUSE = 0.02
 """Seconds without a byte after which a pipe counts as pausing."""
 
@@ -57,12 +56,11 @@ def open_bytes(path: str, name: str) -> BinaryIO:
         raw.seek(0)
     except OSError as error:
         raise unreadable(error, name) from None
-    packed, size = next((kind for start, kind in MAGIC if magic.startswith(start)), ""), os.fstat(raw.fileno()).st_size
+    packed = next((kind for start, kind in MAGIC if magic.startswith(start)), "")
     if packed == "gzip":
-        raw.close()
-        return cast(BinaryIO, Unpacked(gzip.open(path), name, size))
+        return cast(BinaryIO, Unpacked(gzip.GzipFile(fileobj=raw), name, raw))
     if packed == "zstd":
-        return cast(BinaryIO, Unpacked(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"), name, size))
+        return cast(BinaryIO, Unpacked(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"), name, raw))
     suffix = Path(path).suffix.lower()
     if suffix in (".gz", ".zst") and magic:
         raise UserError(
@@ -75,10 +73,10 @@ def open_bytes(path: str, name: str) -> BinaryIO:
 
 
 class Unpacked:
-    """What a packed file of ``size`` bytes holds, read block by block until it is too much to be honest."""
+    """What a packed file holds, read block by block until it is too much to be honest."""
 
-    def __init__(self, stream: Any, name: str, size: int) -> None:
-        self._stream, self._name, self._size, self._read = stream, name, size, 0
+    def __init__(self, stream: Any, name: str, packed: BinaryIO) -> None:
+        self._stream, self._name, self._packed, self._read = stream, name, packed, 0
 
     def read(self, size: int = -1) -> bytes:
         """Up to ``size`` bytes; without one, all."""
@@ -86,18 +84,20 @@ class Unpacked:
             return b"".join(iter(lambda: self.read(BLOCK), b""))
         data = read_some(self._stream, size, self._name)
         self._read += len(data)
-        refuse_bomb(self._read, self._size, self._name)
+        if data:
+            refuse_bomb(self._read, self._packed.tell(), self._name)
         return data
 
     def close(self) -> None:
         """Close the packed file too."""
         self._stream.close()
+        self._packed.close()
 
 
 def refuse_bomb(unpacked: int, size: int, name: str) -> None:
-    """Raise UserError where a file of ``size`` bytes has become absurdly many."""
+    """Raise UserError where ``size`` bytes of a file have become absurdly many."""
     if unpacked > MUCH and unpacked > MOST_TIMES * size:
-        what = f"{name} has {size:,} bytes, and more than {MUCH >> 20} million come out of it unpacked"
+        what = f"{size:,} bytes of {name} hold {unpacked:,} unpacked, more than any text does"
         raise UserError(what, where=name, fix="if that is right, unpack it first, or write it again as plain text")
 
 
