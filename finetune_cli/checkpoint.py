@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,12 +28,14 @@ from finetune_cli.adapters import Adapter
 from finetune_cli.errors import Diverged, FtuneError, UserError
 from finetune_cli.models import load_exact, quiet
 from finetune_cli.snapshot import Snapshot, first_not_finite, write_tensors
-from finetune_cli.storage import Background, Store, disk_trouble, sha256
+from finetune_cli.storage import Background, Store, disk_trouble, parsed, sha256
 from finetune_cli.tasks.base import Facts, Task
 
 TASK_FILE, CONFIG_FILE, STATE_FILE, TENSORS_FILE = "task.json", "config.yaml", "state.json", "state.safetensors"
 WEIGHTS_FILE = "model.safetensors"
 """transformers' own name."""
+MOST_THREADS = 4096
+"""No plan says more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,15 +188,42 @@ class Knowledge:
         if not file.is_file():
             return None
         try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
+            found = cls(**parsed(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise UserError(f"{TASK_FILE} cannot be read: {error}", where=str(file), fix="name another checkpoint") from error
+        with interpreting(directory):
+            found._check()
+        return found
+
+    def _check(self) -> None:
+        """Raise ValueError for what ftune never writes: the folder may come from anybody."""
+        texts = [self.task, self.plan["device"]["device"], self.plan["device"]["precision"], self.plan["batches"]["order"]]
+        names = [self.columns[name] for name in ("text", "text_pair", "label")]
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.facts, dict):
+            raise ValueError("a text is another value")
+        if not all(name is None or isinstance(name, str) or all(isinstance(n, str) for n in name) for name in names):
+            raise ValueError("a column is no name")
+        sizes = [self.max_length, *(self.plan["batches"][name] for name in ("batch_size", "micro_tokens", "inference_tokens"))]
+        if type(self.seed) is not int or not all(type(size) is int and 0 < size < 1 << 40 for size in sizes):
+            raise ValueError("a size is out of range")
+        if type(threads := self.plan["device"]["threads"]) is not int or not 0 < threads <= MOST_THREADS:
+            raise ValueError(f"{threads!r} threads")
+
+
+@contextmanager
+def interpreting(directory: Path) -> Iterator[None]:
+    """Whatever a block raises that reads the facts of a folder means that ``task.json`` is not of ftune's making, or not this model's."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise UserError(f"{TASK_FILE} does not fit: {told}", where=str(directory / TASK_FILE), fix="name another checkpoint") from error
 
 
 def verify_weights(directory: Path) -> None:
     """Raise UserError where an exported model's weights are not those that ftune wrote; other folders pass."""
     try:
-        written = json.loads((directory / TASK_FILE).read_text(encoding="utf-8"))["weights"].items()
+        written = parsed((directory / TASK_FILE).read_text(encoding="utf-8"))["weights"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
     for name, expected in written:
@@ -228,11 +258,19 @@ def load_state(directory: Path) -> dict[str, Any]:
     """The resume state of a checkpoint."""
     try:
         tensors = load_file(directory / TENSORS_FILE)
-        state = unflatten(json.loads((directory / STATE_FILE).read_text()), tensors)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the resume state cannot be read: {error}", where=str(directory), fix="resume from another checkpoint") from error
-    assert isinstance(state, dict)
-    return state
+        state = unflatten(parsed((directory / STATE_FILE).read_text()), tensors)
+        if not isinstance(state["plan"]["packed"], bool):
+            raise TypeError("it holds no plan")
+        found: dict[str, Any] = state
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
+        raise unfit(directory, error) from error
+    return found
+
+
+def unfit(directory: Path, error: Exception) -> UserError:
+    """A resume state that is not of ftune's making."""
+    told = f"{type(error).__name__}: {error}"
+    return UserError(f"the resume state cannot be read: {told}", where=str(directory), fix="resume from another checkpoint")
 
 
 def flatten(state: Any) -> tuple[dict[str, Tensor], Any]:

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self, TextIO
 
+from finetune_cli.said import sayable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -29,38 +31,25 @@ FEW_ROWS = 4
 WIDE = 100
 """Columns of a terminal from which the bar is drawn long."""
 
-_BIDI = [0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-_STEERING: dict[int, str | None] = {
-    **dict.fromkeys([*range(0x20), 0x7F, *range(0x80, 0xA0), *_BIDI]),
-    **dict.fromkeys([0x2028, 0x2029], " "),
-    ord("\n"): "\n",
-    ord("\t"): " ",
-}
-
-
-def plain(text: object) -> str:
-    """The text without control characters and direction marks; line breaks stay, tabs become spaces."""
-    return str(text).translate(_STEERING)
-
 
 def say(text: object) -> None:
     """One or several lines for the person at the screen."""
-    _screen.show(plain(text))
+    _screen.show(sayable(text))
 
 
 def warn(text: object) -> None:
     """Something that is not an error but should be seen."""
-    _screen.show(f"warning: {plain(text)}", style="yellow")
+    _screen.show(f"warning: {sayable(text)}", style="yellow")
 
 
 def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A small table; numbers are set to the right."""
-    _screen.show_table(plain(title), [cell(h) for h in headers], [[cell(value) for value in row] for row in rows])
+    _screen.show_table(sayable(title), [cell(h) for h in headers], [[cell(value) for value in row] for row in rows])
 
 
 def marked(title: str, pieces: Sequence[tuple[str, bool]]) -> None:
     """A text whose marked stretches stand out: in colour on a terminal, in brackets elsewhere."""
-    _screen.show_marked(plain(title), [(plain(text), mark) for text, mark in pieces])
+    _screen.show_marked(sayable(title), [(sayable(text), mark) for text, mark in pieces])
 
 
 def layout(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -71,7 +60,7 @@ def layout(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]])
     widths = [max(_width(line[i]) for line in lines) for i in range(count)]
     right = [_is_numeric(line[i] for line in lines[1:]) for i in range(count)]
     text = ["  " + "  ".join(map(_pad, line, widths, right)).rstrip() for line in lines if any(line)]
-    return "\n".join([plain(title), *text] if title else text)
+    return "\n".join([sayable(title), *text] if title else text)
 
 
 def narrow(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -130,7 +119,7 @@ def cell(value: object) -> str:
         return f"{value:.4f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return " ".join(plain(value).split())
+    return " ".join(sayable(value).split())
 
 
 def mute() -> None:
@@ -152,11 +141,11 @@ def detach() -> None:
 def working(text: str) -> Iterator[None]:
     """Around something slow: a spinner on a terminal, else a line at once; the time it took, where it was long."""
     began = time.monotonic()
-    with _screen.busy(plain(text)):
+    with _screen.busy(sayable(text)):
         yield
     took = time.monotonic() - began
     if took >= SECONDS_BETWEEN_LINES and not _screen.bar:
-        _screen.show(f"{plain(text)}: took {duration(took)}")
+        _screen.show(f"{sayable(text)}: took {duration(took)}")
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from finetune_cli.data import TokenCounts
 from finetune_cli.errors import MachineError
-from finetune_cli.storage import REAL
+from finetune_cli.storage import REAL, parsed
 
 FORMAT = 1
 """Part of every cache key: raise it when the meaning of encoded columns changes."""
@@ -192,7 +192,7 @@ def _write(directory: Path, chunks: Iterable[Examples]) -> None:
 def _open(entry: Path) -> Examples | None:
     """Map an entry, or None where it is absent or not whole."""
     try:
-        meta = json.loads((entry / "meta.json").read_text())
+        meta = parsed((entry / "meta.json").read_text())
         arrays: dict[str, np.ndarray] = {}
         for name, a in meta["arrays"].items():
             shape, dtype = tuple(a["shape"]), np.dtype(a["dtype"])

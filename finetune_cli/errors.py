@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from finetune_cli.said import sayable
+
 
 class Exit(IntEnum):
     """Exit codes of every verb."""
@@ -36,9 +38,9 @@ class FtuneError(Exception):
         self.what, self.where, self.fix = what, where, fix
 
     def lines(self) -> list[str]:
-        """At most three lines; line breaks inside a part are folded, so that data cannot add a line."""
+        """At most three lines; line breaks inside a part are folded, so that data cannot add a line, nor steer the terminal."""
         parts = {"error": self.what, "where": self.where, "fix": self.fix}
-        return [f"{name}: {' '.join(text.split())}" for name, text in parts.items() if text]
+        return [f"{name}: {sayable(' '.join(text.split()))}" for name, text in parts.items() if text]
 
 
 class UserError(FtuneError):

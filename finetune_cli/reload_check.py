@@ -21,8 +21,9 @@ def main() -> None:
 
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(asked["threads"])
-    tokenizer = transformers.AutoTokenizer.from_pretrained(asked["model"], local_files_only=True)
-    model = getattr(transformers, asked["auto_class"]).from_pretrained(asked["model"], local_files_only=True, dtype=torch.float32).eval()
+    local = {"local_files_only": True, "trust_remote_code": False}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(asked["model"], **local)
+    model = getattr(transformers, asked["auto_class"]).from_pretrained(asked["model"], dtype=torch.float32, **local).eval()
     found = []
     for number, inputs in enumerate(asked["inputs"]):
         if "texts" in asked:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from forked import Forks
+from hypothesis import settings
 from ran import EXPERIMENTS, Ran, labelled_rows, write_rows
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,6 +25,8 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one worker per core is enough
+
+settings.register_profile("thorough", max_examples=20_000, deadline=None)  # pytest --hypothesis-profile=thorough
 
 TIMEOUT_SECONDS = 300
 

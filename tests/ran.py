@@ -10,8 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hypothesis import HealthCheck, settings
+
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "configs" / "exp").glob("*.yaml"))
+
+
+def few(examples: int) -> settings:
+    """How often Hypothesis tries: so many times, or as many as a profile of thousands says (``--hypothesis-profile=thorough``)."""
+    profile = settings.default.max_examples if settings.default is not None else 0
+    return settings(
+        max_examples=profile if profile > 1_000 else examples,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
 
 
 def one_a_task() -> list[str]:

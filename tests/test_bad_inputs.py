@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from forked import Forks
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from ran import ROOT, Ran, labelled_rows, write_rows
+from ran import ROOT, Ran, few, labelled_rows, write_rows
 
 from finetune_cli.errors import UserError
 
@@ -193,7 +193,7 @@ def test_config_errors_answer_without_torch(tmp_path: Path, trained: Callable[[s
 
 # anything --------------------------------------------------------------------------------------------------------------------
 
-FEW = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = few(10)
 CELLS = [
     "text,label\n",
     "good,pos\n",
@@ -261,7 +261,7 @@ def mutated(draw: st.DrawFn) -> list[str]:
     return given
 
 
-@settings(FEW, max_examples=40)
+@few(40)
 @given(arguments=mutated())
 def test_mutated_settings_are_composed_or_refused(arguments: list[str], ftune_inside: Callable[..., Ran]) -> None:
     ran = ftune_inside("train", "data.train=reviews", *arguments, "--cfg", "job")

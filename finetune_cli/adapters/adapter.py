@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 from finetune_cli import console, models, randomness
 from finetune_cli.adapters import quantised, targets
 from finetune_cli.adapters.base import BASE_FILE, Base
-from finetune_cli.config.schema import AdapterName, ModelConfig, Quantised
+from finetune_cli.config.schema import AdapterName, ModelConfig, Quantised, out_of_range
 from finetune_cli.errors import Diverged, UserError
 from finetune_cli.models import Source
+from finetune_cli.storage import parsed
 from finetune_cli.tasks.base import Task
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -33,6 +35,11 @@ PREFIX = "base_model.model."
 NAME = "default"
 NUMBERS = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 """Words for the numbers of peft's configs."""
+OPTIONS = {"rank": "r", "alpha": "lora_alpha", "adapter_dropout": "lora_dropout", "rslora": "use_rslora", "dora": "use_dora"}
+"""Our options to the keys of peft's configs that say them. Nothing else of a saved config is followed: peft imports modules, matches
+patterns and opens files that a config names."""
+NAMES = re.compile(r"[\w.-]+")
+"""Of layers."""
 
 
 def _lora(config: ModelConfig, layers: Sequence[str]) -> Any:
@@ -226,7 +233,11 @@ def restore(directory: Path, task: Task[Any], *, offline: bool, device: str) -> 
     held = quantised.loading(kind, device, whole)
     model, _ = models.load(source, config, task, model_config, seed=0, offline=offline, held=held)
     base.prove(model, whole, source)
-    _inject(model, peft_config, whole)
+    try:
+        _inject(model, peft_config, whole)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        what = f"the adapter does not fit its base: {error}"
+        raise UserError(what, where=str(directory / CONFIG_FILE), fix="name another checkpoint") from error
     load_trained(model, directory, whole)
     _read_generation(model, directory)
     return model, Adapter(saved, base)
@@ -234,16 +245,27 @@ def restore(directory: Path, task: Task[Any], *, offline: bool, device: str) -> 
 
 def _read_config(directory: Path) -> tuple[Any, dict[str, Any]]:
     """(peft's config as an object that can be trained on, the file as it is)."""
-    import peft
-
     try:
-        saved = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-        peft_config = peft.PeftConfig.from_pretrained(str(directory))
-    except Exception as error:  # a damaged file may make peft raise anything
+        saved = parsed((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+        return _made_again(saved), saved
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"{CONFIG_FILE} cannot be read: {error}"
         raise UserError(what, where=str(directory), fix="name another checkpoint") from error
-    peft_config.inference_mode, peft_config.modules_to_save = False, None
-    return peft_config, saved
+
+
+def _made_again(saved: dict[str, Any]) -> Any:
+    """peft's config, from what ftune's own options say of it. Raises ValueError and its like for a file that is not of ftune's making."""
+    kind = AdapterName(str(saved["peft_type"]).lower())
+    told = {name: saved[key] for name, key in OPTIONS.items() if key in saved}
+    for option in fields(ModelConfig):
+        value = told.get(option.name, option.default)
+        wrong = option.name in told and not isinstance(value, (int, float))  # a bool is one
+        if expected := "a number" if wrong else out_of_range(value, option.metadata):
+            raise ValueError(f"{OPTIONS.get(option.name)} is {value!r}; expected {expected}")
+    names = [*saved["target_modules"], *(saved["modules_to_save"] or ())]
+    if isinstance(saved["target_modules"], str) or not all(isinstance(name, str) and NAMES.fullmatch(name) for name in names):
+        raise ValueError("target_modules are no list of layers")
+    return CONFIGS[kind](ModelConfig(adapter=kind, **told), saved["target_modules"])
 
 
 def _read_generation(model: Any, directory: Path) -> None:
@@ -277,8 +299,6 @@ def in_full(model: Any, adapter: Adapter | None) -> nn.Module:
     """A copy on the CPU whose weights are all in fp32, its adapter still in place."""
     if adapter is None or not adapter.base.is_quantised:
         return copy.deepcopy(model).cpu()  # type: ignore[no-any-return]
-    import peft
-
     full = type(model)(quantised.in_full_config(model.config))
     weights = {
         name.replace(".base_layer.", "."): tensor for name, tensor in quantised.weights_in_full(model).items() if ".lora_" not in name
@@ -286,8 +306,7 @@ def in_full(model: Any, adapter: Adapter | None) -> nn.Module:
     missing = full.load_state_dict(weights, strict=False).missing_keys
     assert set(missing) <= set(full.all_tied_weights_keys or {}), "every weight of the base is there"
     full.tie_weights()
-    kept = {name: value for name, value in adapter.config.items() if name not in ("modules_to_save", "inference_mode")}
-    _inject(full, peft.PeftConfig.from_peft_type(**kept), adapter.whole)
+    _inject(full, _made_again(adapter.config), adapter.whole)
     with torch.no_grad():
         trained = _trained(model, adapter.whole)
         for name, tensor in _trained(full, adapter.whole).items():

@@ -24,6 +24,7 @@ from finetune_cli.adapters.quantised import numbers
 from finetune_cli.config.schema import ModelConfig, Quantised
 from finetune_cli.errors import UserError
 from finetune_cli.models import Source
+from finetune_cli.storage import parsed
 
 BASE = "base"
 """The folder that holds a base beside its adapters."""
@@ -67,7 +68,11 @@ class Base:
     def read(cls, directory: Path) -> Base:
         """That of a checkpoint. Raises UserError for a damaged file."""
         try:
-            return cls(**json.loads((directory / BASE_FILE).read_text(encoding="utf-8")))
+            found = cls(**parsed((directory / BASE_FILE).read_text(encoding="utf-8")))
+            if not all(isinstance(text, str) for text in (found.name, found.told, found.sha256)):
+                raise ValueError("a text is another value")
+            Quantised(found.quantised)
+            return found
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{BASE_FILE} cannot be read: {error}", where=str(directory), fix="name another checkpoint") from error
 

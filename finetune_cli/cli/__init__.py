@@ -17,6 +17,7 @@ from typing import NamedTuple, NoReturn
 
 from finetune_cli import __version__
 from finetune_cli.errors import Exit, FtuneError, UserError
+from finetune_cli.said import without_secrets
 
 
 class Verb(NamedTuple):
@@ -88,7 +89,7 @@ def tell(error: Exception, *, debug: bool = False) -> int:
         lines, code = UserError(f"{type(error).__name__}: {error}", where=where, fix=fix).lines(), Exit.BUG
     if int(os.environ.get("RANK") or 0) == 0:
         if debug:
-            traceback.print_exception(error)
+            sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
         print("\n".join(lines), file=sys.stderr)
     return int(code)
 

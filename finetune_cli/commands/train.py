@@ -185,8 +185,11 @@ def _trainer(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed 
         world=world,
         profile=Profile(directory, p.device, wanted=config.device.profile and world.leads),
     )
-    if state:
-        trainer.restore(state)
+    if state and start:
+        try:
+            trainer.restore(state)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+            raise checkpoint.unfit(start, error) from error
     return trainer
 
 
@@ -196,7 +199,7 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
     adapter = trainer.saver.adapter
     if resumed:
         resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
-        resume.compare_files(directory.manifest()["files"], p.splits.sources, config.resume_allow)
+        resume.compare_files(resume.begun(directory)[1], p.splits.sources, config.resume_allow)
     else:
         _write_first(directory, invocation, _manifest(config, p, trainer.saver.knowledge.plan, trainer.model, adapter), trainer.model)
     if adapter and p.source is None and not start:

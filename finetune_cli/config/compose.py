@@ -23,6 +23,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from finetune_cli.config import grammar, saved, saved_run
 from finetune_cli.config.files import YamlFile, configs_dir, groups_in, read_lines
@@ -31,6 +32,7 @@ from finetune_cli.config.options import Option, Tasks, build, options, options_o
 from finetune_cli.config.paths import absolute
 from finetune_cli.config.schema import SCHEMAS, leaves
 from finetune_cli.errors import UserError
+from finetune_cli.said import names_secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ def register(place: Place, tasks: Tasks) -> None:
     for name, task in tasks.items():
         store.store(group="task", name=name, node=plain(task()))
     FtuneSearchPath.place = place
+    OmegaConf.register_new_resolver("oc.env", _variable, replace=True)
     try:
         plugins = Plugins.instance()
     except Exception as error:  # a broken plugin of the environment may raise anything while it is imported
@@ -126,6 +129,13 @@ def register(place: Place, tasks: Tasks) -> None:
         raise UserError(what, where="packages named hydra-…", fix="uninstall or upgrade the plugin") from error
     for plugin in (FtuneSearchPath, saved_run.SavedRun):
         plugins.register(plugin)
+
+
+def _variable(name: str, *default: Any) -> Any:
+    """``${oc.env:NAME}``. No option needs a secret, and a run or an experiment of a stranger must not be able to ask for one."""
+    if names_secret(name):
+        raise ValueError(f"the variable {name} is named like a secret, which no config may read")
+    return oc.env(name, *default)
 
 
 @contextmanager
@@ -169,6 +179,10 @@ def judged(hydra: Hydra, place: Place, tree: DictConfig, tasks: Tasks, *, comple
     problems += found + _hidden_code(origins)
     if config is not None and getattr(config, "resume", None) not in (None, "auto") and not place.run:
         problems.append(Problem("resume names a run, which only the command line can", origins.where("resume"), "ftune train resume=RUN"))
+    if place.run and getattr(getattr(config, "model", None), "trust_remote_code", False) and "model.trust_remote_code" not in user_set:
+        what = "the saved run trusts code from the hub, and only who resumes it can say that again"
+        fix = "give model.trust_remote_code=true and model.revision=… once more, after reading that code"
+        problems.append(Problem(what, "model.trust_remote_code", fix))
     if problems:
         return None, problems
     _make_absolute(config, table)
@@ -249,6 +263,8 @@ def _unresolved(key: str, error: Exception, where: Callable[[str], str]) -> Prob
     told = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).split("\n")[0]).strip('"')
     reason = "it refers to itself" if isinstance(error, RecursionError) else told
     name = re.search(r"Environment variable '([^']+)'", reason)
+    if "named like a secret" in reason:
+        return Problem(f"{key} cannot be resolved: {reason}", where(key), f"leave {key} out, or use a variable of another name")
     fix = f"export {name[1]}=…, or write a default: ${{oc.env:{name[1]},VALUE}}" if name else f"mend the reference in {key}"
     return Problem(f"{key} cannot be resolved: {reason}", where(key), fix)
 

@@ -6,6 +6,7 @@ absolute, so that the text means the same in every directory.
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 from collections.abc import Mapping
@@ -21,7 +22,10 @@ from finetune_cli.config.judge import judge, together
 from finetune_cli.config.options import Tasks, options_of, plain, sections
 from finetune_cli.config.schema import SCHEMAS
 from finetune_cli.errors import UserError
+from finetune_cli.storage import read_regular
 
+LONGEST, MOST_BRACKETS = 1 << 20, 5_000
+"""Characters of a saved config, and brackets in it: parsing takes the square of their number."""
 _REFERENCE = re.compile(r"\$\{([^{}:]+)\}")
 _notes = logging.getLogger("finetune_cli.config")
 
@@ -67,10 +71,13 @@ def unresolved(path: Path, verb: str, tasks: Tasks) -> DictConfig:
 
 def _tree(path: Path) -> DictConfig:
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)):
+        text = read_regular(path).decode("utf-8")
+        if len(text) > LONGEST or text.count("[") + text.count("{") > MOST_BRACKETS:
+            raise ValueError("it is larger than what ftune writes, or nested more deeply")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise ValueError("it holds YAML aliases, which ftune does not write")
-        tree = OmegaConf.load(path)
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        tree = OmegaConf.load(io.StringIO(text))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         what = f"the saved config cannot be read: {' '.join(str(error).split())}"
         raise UserError(what, where=str(path), fix="restore the file or name another run") from error
     if not isinstance(tree, DictConfig) or "task" not in tree:

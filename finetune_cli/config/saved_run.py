@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from finetune_cli.config import saved
 from finetune_cli.config.options import Tasks
+from finetune_cli.storage import parsed
 
 CARRIED = {
     "ckpt": ("task", "data"),
@@ -116,7 +117,7 @@ def _tree(path: Path, tasks: Tasks) -> dict[str, Any]:
 def _model_config(model: Path) -> dict[str, Any]:
     """config.json of a plain Hugging Face model; empty where it is not at hand."""
     try:
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        config = parsed((model / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from finetune_cli.data.encoding import refuse_bomb
 from finetune_cli.data.rows import Rows, of_table
 from finetune_cli.errors import UserError
 
@@ -20,25 +22,26 @@ def read_parquet(stream: BinaryIO, name: str) -> Iterator[Rows]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(_seekable(stream))
-        yield from _rows((batch for batch in file.iter_batches(batch_size=65_536)), name)
+        seekable, size = _seekable(stream)
+        file = pq.ParquetFile(seekable)
+        yield from _rows((batch for batch in file.iter_batches(batch_size=65_536)), name, size)
     except DAMAGE as error:
         raise _damaged(name, "Parquet", error) from None
 
 
 def read_arrow(stream: BinaryIO, name: str) -> Iterator[Rows]:
     """The batches of an Arrow file or stream (as ``datasets`` and Feather write them)."""
-    seekable = _seekable(stream)
+    seekable, size = _seekable(stream)
     magic = seekable.read(6)
     seekable.seek(0)
     try:
         if magic == b"ARROW1":
             file = pa.ipc.open_file(seekable)
-            yield from _rows((file.get_batch(i) for i in range(file.num_record_batches)), name)
+            yield from _rows((file.get_batch(i) for i in range(file.num_record_batches)), name, size)
         elif magic.startswith(b"FEA1"):
             raise UserError(f"{name} is Feather version 1", where=name, fix="write it again with pyarrow.feather, version 2")
         else:
-            yield from _rows(iter(pa.ipc.open_stream(seekable)), name)
+            yield from _rows(iter(pa.ipc.open_stream(seekable)), name, size)
     except DAMAGE as error:
         raise _damaged(name, "Arrow", error) from None
 
@@ -52,21 +55,25 @@ def _damaged(name: str, form: str, error: Exception) -> UserError:
     )
 
 
-def _seekable(stream: BinaryIO) -> Any:
-    """The stream itself where it can seek cheaply, else its bytes in memory."""
-    if isinstance(stream, io.BufferedReader):
-        return stream
-    return io.BytesIO(stream.read())
+def _seekable(stream: BinaryIO) -> tuple[Any, int]:
+    """The stream itself where it can seek cheaply, else its bytes in memory; and its size."""
+    if isinstance(stream, io.BufferedReader) and stream.seekable():
+        return stream, os.fstat(stream.fileno()).st_size
+    data = stream.read()
+    return io.BytesIO(data), len(data)
 
 
-def _rows(batches: Iterator[Any], name: str) -> Iterator[Rows]:
-    row = 1
+def _rows(batches: Iterator[Any], name: str, size: int) -> Iterator[Rows]:
+    """Row groups as rows; few bytes can stand for very many cells that are the same."""
+    row, unpacked = 1, 0
     for batch in batches:
         batch.validate(full=True)  # offsets inside their buffers, text that is UTF-8: pyarrow would read past them unasked
         table = plain_types(pa.Table.from_batches([batch]), name, row)
         twice = sorted({c for c in table.column_names if table.column_names.count(c) > 1})
         if twice:
             raise UserError(f"column name {twice[0]!r} stands there more than once", where=name, fix="give every column a name of its own")
+        unpacked += table.nbytes
+        refuse_bomb(unpacked, size, name)
         if table.num_rows:
             yield of_table(table, name, None, row)
         row += table.num_rows

@@ -13,7 +13,7 @@ import select
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
@@ -24,6 +24,8 @@ LONGEST_LINE = 64 << 20
 """Characters of a physical line beyond which a file is taken for something else than text."""
 LONGEST_CELL = 1 << 20
 """Characters of one cell."""
+MOST_TIMES, MUCH = 200, 64 << 20
+"""A file that unpacks to more than ``MUCH`` bytes, and to so many times what was read for them, is a bomb; text packs 3 to 30 times."""
 PAUSE = 0.02
 """Seconds without a byte after which a pipe counts as pausing."""
 
@@ -56,10 +58,9 @@ def open_bytes(path: str, name: str) -> BinaryIO:
         raise unreadable(error, name) from None
     packed = next((kind for start, kind in MAGIC if magic.startswith(start)), "")
     if packed == "gzip":
-        raw.close()
-        return gzip.open(path)  # type: ignore[return-value]
+        return cast(BinaryIO, Unpacked(gzip.GzipFile(fileobj=raw), name, raw))
     if packed == "zstd":
-        return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")  # type: ignore[no-any-return]
+        return cast(BinaryIO, Unpacked(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"), name, raw))
     suffix = Path(path).suffix.lower()
     if suffix in (".gz", ".zst") and magic:
         raise UserError(
@@ -69,6 +70,35 @@ def open_bytes(path: str, name: str) -> BinaryIO:
         if magic.startswith(start):
             raise UserError(f"{name} is {what}", where=name, fix=fix)
     return raw
+
+
+class Unpacked:
+    """What a packed file holds, read block by block until it is too much to be honest."""
+
+    def __init__(self, stream: Any, name: str, packed: BinaryIO) -> None:
+        self._stream, self._name, self._packed, self._read = stream, name, packed, 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to ``size`` bytes; without one, all."""
+        if size < 0:
+            return b"".join(iter(lambda: self.read(BLOCK), b""))
+        data = read_some(self._stream, size, self._name)
+        self._read += len(data)
+        if data:
+            refuse_bomb(self._read, self._packed.tell(), self._name)
+        return data
+
+    def close(self) -> None:
+        """Close the packed file too."""
+        self._stream.close()
+        self._packed.close()
+
+
+def refuse_bomb(unpacked: int, size: int, name: str) -> None:
+    """Raise UserError where ``size`` bytes of a file have become absurdly many."""
+    if unpacked > MUCH and unpacked > MOST_TIMES * size:
+        what = f"{size:,} bytes of {name} hold {unpacked:,} unpacked, more than any text does"
+        raise UserError(what, where=name, fix="if that is right, unpack it first, or write it again as plain text")
 
 
 def unreadable(error: OSError, name: str) -> UserError | MachineError:

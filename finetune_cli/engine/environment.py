@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -48,13 +49,25 @@ def free_memory(device: torch.device) -> float:
 def git_commit() -> str | None:
     """Commit of the directory that the user stands in, with ``+`` where files differ from it; None outside a repository."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5, check=True
-        ).stdout.strip()
+        commit = _git("rev-parse", "HEAD").strip()
+        changed = _git("status", "--porcelain", "-uno", "--ignore-submodules=all", settings=_harmless()).strip()
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+" if changed else "")
+
+
+def _harmless() -> dict[str, str]:
+    """Settings that take out every command which the repository itself, perhaps a stranger's, would have git run to look at files."""
+    words = _git("config", "--list", "--includes", "--show-scope", "--name-only", "-z").split("\0")
+    own = {name for scope, name in zip(words[::2], words[1::2], strict=False) if scope in ("local", "worktree")}
+    return {"core.fsmonitor": "false", "core.hooksPath": os.devnull} | {name: "" for name in own if name.startswith(("filter.", "diff."))}
+
+
+def _git(*words: str, settings: Mapping[str, str] | None = None) -> str:
+    pairs = list((settings or {}).items())
+    told = {f"GIT_CONFIG_{part}_{n}": pair[i] for n, pair in enumerate(pairs) for i, part in enumerate(("KEY", "VALUE"))}
+    env = {**os.environ, "GIT_CONFIG_COUNT": str(len(pairs)), **told}
+    return subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True, env=env).stdout
 
 
 def _cpu_name() -> str:

@@ -65,8 +65,12 @@ def open_model(
     plan = device.find(where, known.plan["device"] if known else None).of(local_rank)
     plan.apply()
     tokenizer = models.load_tokenizer(source, config, offline=offline)
-    opened_task = kind(task, known.facts if known else kind.facts_of(model_config), tokenizer)
-    opened_task.refuse_misfits(training=False)
+    with checkpoint.interpreting(found.weights):
+        opened_task = kind(task, known.facts if known else kind.facts_of(model_config), tokenizer)
+        opened_task.refuse_misfits(training=False)
+        opened_task.told_facts()
+        if known and (head := opened_task.head().get("num_labels")) not in (None, getattr(model_config, "num_labels", None)):
+            raise ValueError(f"{head} labels for a head of {model_config.num_labels}")
     models.check_vocabulary(tokenizer, model_config, source.name)
     with console.working("loading the model"):
         if source.hub:

@@ -114,6 +114,10 @@ def _own(name: str, value: Any) -> Any:
     return value.clone() if name.startswith("qmap") else value
 
 
+MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "sum"}
+"""Names of torch's optimizers for moments that have a parameter's own shape; others are factored or packed."""
+
+
 class Updater:
     """One update: gradient norm, clipping, step. An update whose gradients or loss are not finite never touches the weights.
 
@@ -202,8 +206,10 @@ class Updater:
         return {"moments": moments, "scaler": self.scaler.state_dict() if self.scaler else {}, "skips": self.skips}
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Put a saved state back."""
+        """Put a saved state back. Raises ValueError where it is that of other parameters."""
         for parameter, moments in zip(self.parameters, saved["moments"], strict=True):
+            if wrong := [name for name in MOMENTS & moments.keys() if moments[name].shape != parameter.shape]:
+                raise ValueError(f"{wrong[0]} is {tuple(moments[wrong[0]].shape)}, its parameter {tuple(parameter.shape)}")
             if moments:
                 self.optimizer.state[parameter] = {
                     name: value.to(parameter.device if name != "step" or self.fused else "cpu") if isinstance(value, Tensor) else value

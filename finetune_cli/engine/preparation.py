@@ -49,7 +49,13 @@ class Encoder:
         """Encode chunk after chunk."""
         start = 0
         for chunk in rows.chunks(CHUNK):
-            yield self.task.encode(chunk, roles, self.tokenizer, max_length=self.max_length, first_row=start, asked=asked)
+            try:
+                yield self.task.encode(chunk, roles, self.tokenizer, max_length=self.max_length, first_row=start, asked=asked)
+            except BaseException as error:
+                if type(error).__name__ != "PanicException":  # of the tokenizers library, in Rust; no Exception
+                    raise
+                what = f"the tokenizer fails on a text: {error}"
+                raise UserError(what, where=rows.where(start), fix="name a model with another tokenizer, or take out odd texts") from error
             start += len(chunk)
 
     def _key(self, rows: Rows, roles: Roles, sources: dict[str, str]) -> str:

@@ -22,6 +22,7 @@ from finetune_cli.engine.inference import Labelled
 from finetune_cli.engine.optimizer import refuse_missing
 from finetune_cli.engine.preparation import Encoder, labelled, longest_input, training_texts
 from finetune_cli.engine.resume import Resumed
+from finetune_cli.engine.resume import begun as began_with
 from finetune_cli.engine.signals import StopFlag
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Task
@@ -55,7 +56,7 @@ class Prepared:
 def prepare(config: TrainConfig, user_set: frozenset[str], resumed: Resumed | None, stop: StopFlag) -> Prepared:
     """Read and check the data, choose device and model, encode. Raises UserError for what cannot be used as given."""
     known = Knowledge.read(resumed.checkpoint) if resumed and resumed.checkpoint else None
-    begun = known.plan if known else resumed.run.manifest()["plan"] if resumed else None
+    begun = known.plan if known else began_with(resumed.run)[0] if resumed else None
     plan = device.find(config.device, begun["device"] if begun else None, goes_on=True)
     adapters.check(config.model, plan.device.type)
     kind = tasks.get(config.task.name)

@@ -65,6 +65,19 @@ def open_run(path: str, *, keep: int) -> Resumed:
     return Resumed(run, newest, finished=False)
 
 
+def begun(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    """The plan that a run began with, and its files with their sha256. Raises UserError for a record that is not of ftune's making."""
+    record = run.manifest()
+    try:
+        plan, files = record["plan"], {split: dict(named) for split, named in record["files"].items()}
+        if type(plan["device"]["threads"]) is not int or not isinstance(plan["batches"]["packed"], bool):
+            raise TypeError("a plan has threads and batches")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"the run's manifest.json holds no plan or no files: {type(error).__name__}: {error}"
+        raise UserError(what, where=str(run.path), fix="copy it back from a backup, or train again") from error
+    return plan, files
+
+
 def refuse_changes(run: Run, now: TrainConfig) -> None:
     """A finished run has nothing left to do with a changed key, allowed or not: say so instead of ignoring it."""
     changed = changes(saved.load(run.config_path, tasks=task_configs()), now, allowed=())

@@ -18,6 +18,7 @@ from finetune_cli.data import Roles, Rows, texts
 from finetune_cli.device import DevicePlan
 from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.errors import UserError
+from finetune_cli.said import STEERING
 from finetune_cli.storage import REAL, json_bytes, write_whole
 from finetune_cli.tasks.base import Evaluation, Layout, Score, Task
 from finetune_cli.tasks.sections import Heatmap, Section
@@ -64,10 +65,12 @@ def score(
     return Scored(entries, found, evaluation)
 
 
+_ESCAPED = {code: f"\\u{code:04x}" for code in STEERING if code > ord("~")}
+
+
 def json_text(value: Any) -> str:
-    """One line of JSON that stays one line for every reader: separators that some take for line ends are escaped."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
+    """One line of JSON that stays one line for every reader and steers no terminal: line separators and control characters are escaped."""
+    return json.dumps(value, ensure_ascii=False, default=str).translate(_ESCAPED)
 
 
 def write(directory: Path, split: str, scored: Scored, task: Task[Any], rows: Rows, roles: Roles) -> None:

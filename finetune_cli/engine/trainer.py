@@ -246,10 +246,12 @@ class Trainer:
             self.save(best=self.validation is None)
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state; the model's weights are loaded already."""
+        """Go on from a checkpoint's state; the model's weights are loaded already. Raises ValueError and its like where it does not fit."""
         self.updater.load(saved["optimizer"])
         for name in State.__slots__:
             setattr(self.state, name, saved[name])
         self.plan = BatchPlan(**self.state.plan)
+        if not 0 <= self.state.step <= self.timetable.total or self.state.metrics_bytes < 0:
+            raise ValueError(f"step {self.state.step} of {self.timetable.total}")
         self.loss.fill_(self.state.loss_sum)
         self._saved = (self.state.step, self.state.closed)

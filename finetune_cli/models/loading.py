@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from finetune_cli import pooling, randomness
@@ -20,6 +21,7 @@ from finetune_cli.config.schema import ModelConfig
 from finetune_cli.errors import Diverged, UserError
 from finetune_cli.models.faults import loading
 from finetune_cli.models.source import Source
+from finetune_cli.storage import checked_name, parsed
 from finetune_cli.tasks.base import Task
 
 
@@ -28,9 +30,47 @@ def load_config(source: Source, config: ModelConfig, *, offline: bool) -> Any:
     from transformers import AutoConfig
 
     with loading(source):
-        return AutoConfig.from_pretrained(
+        found = AutoConfig.from_pretrained(
             source.name, revision=source.revision, trust_remote_code=config.trust_remote_code, local_files_only=offline or not source.hub
         )
+    _refuse_foreign_kernels(found, source.name)
+    if not source.hub:
+        _refuse_giants(found, Path(source.name))
+        _refuse_shards_elsewhere(Path(source.name))
+    return found
+
+
+def _refuse_shards_elsewhere(directory: Path) -> None:
+    """Refuse an index of weights that names files outside its folder."""
+    for index in directory.glob("*.index.json"):
+        try:
+            names = set(parsed(index.read_text(encoding="utf-8"))["weight_map"].values())
+            for name in names:
+                checked_name(name)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            what = f"{index.name} is no list of files beside it: {error}"
+            raise UserError(what, where=str(index), fix="name a whole Hugging Face model directory") from error
+
+
+def _refuse_foreign_kernels(model_config: Any, where: str) -> None:
+    """A config may name code of the hub as its attention, which transformers would fetch and run where the package kernels is installed."""
+    named = [
+        str(value) for name, value in vars(model_config).items() if name.endswith(("attn_implementation", "attn_implementation_internal"))
+    ]
+    if foreign := [name for name in named if "/" in name]:
+        what = f"the config names code of the hub as its attention: {foreign[0]}"
+        raise UserError(what, where=where, fix="take attn_implementation out of config.json")
+
+
+def _refuse_giants(model_config: Any, directory: Path) -> None:
+    """Refuse a config that speaks of more layers than its file has tensors: building them alone could take days."""
+    layers = max((int(n) for name, n in vars(model_config).items() if "layers" in name and isinstance(n, int)), default=0)
+    if (file := directory / "model.safetensors").is_file() and layers > 64:
+        with loading(Source(str(directory), None, "")), safe_open(file, "pt") as weights:
+            tensors = len(weights.keys())
+        if layers > tensors:
+            what = f"config.json says {layers:,} layers, and the weights have {tensors:,} tensors"
+            raise UserError(what, where=str(directory), fix="name a model whose config.json and weights belong together")
 
 
 def load(
@@ -99,9 +139,15 @@ def load_exact(directory: Path, task: Task[Any]) -> nn.Module:
     import transformers
 
     source = Source(str(directory), None, "")
+    load_config(source, ModelConfig(path=source.name), offline=True)
     with loading(source):
         model, info = getattr(transformers, task.auto_class).from_pretrained(
-            directory, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+            directory,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            trust_remote_code=False,  # left open, transformers would ask on the terminal
         )
     wrong = sorted({*info["missing_keys"], *map(str, info.get("mismatched_keys", ()))})
     if wrong:

@@ -19,7 +19,7 @@ from finetune_cli.config.schema import RunConfig
 from finetune_cli.errors import MachineError, UserError
 from finetune_cli.run import layout, reading
 from finetune_cli.run.claim import claim, numbered, unwritable
-from finetune_cli.run.privacy import command_line
+from finetune_cli.said import command_line, without_secrets
 from finetune_cli.storage import (
     REAL,
     Content,
@@ -35,6 +35,7 @@ from finetune_cli.storage import (
     machine_error,
     make_folders,
     point,
+    read_regular,
     seal,
     sweep,
     unseal,
@@ -93,6 +94,7 @@ class Run:
         Whoever takes it also sweeps up what a dead process left half made.
         """
         if self._lock is None or not self._lock.held:
+            layout.refuse_links(self.path)
             lock = Lock(self.path / layout.LOCK)
             try:
                 for folder in (self.path, self.report_dir):
@@ -149,7 +151,7 @@ class Run:
         """The sealed record; ``UserError`` if it is missing or damaged."""
         path = self.path / layout.MANIFEST
         try:
-            return unseal(path.read_bytes())
+            return unseal(read_regular(path))
         except (OSError, ValueError) as error:
             fault = "missing" if isinstance(error, FileNotFoundError) else str(error)
             what = f"the run's {layout.MANIFEST} is {fault}"
@@ -166,7 +168,7 @@ class Run:
     def write_error(self, text: str) -> None:
         """The traceback of a bug (exit 1), as far as the disk lets us."""
         with contextlib.suppress(MachineError):
-            self._write(layout.ERROR, reading.utf8(text))
+            self._write(layout.ERROR, reading.utf8(without_secrets(text)))
 
     # -- state -----------------------------------------------------------------------------------------------------------------
 
@@ -300,6 +302,7 @@ class Run:
         ``own``: train's own evaluation, which a resume makes again in the same place.
         """
         parent = self.path / layout.EVALUATIONS
+        layout.refuse_links(self.path)
         try:
             if own and (parent / layout.sanitise(name)).is_dir():
                 self.fs.rmtree(parent / layout.sanitise(name))

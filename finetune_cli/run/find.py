@@ -7,7 +7,6 @@ verified before anything is loaded from them, and a damaged one is never replace
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ from typing import Literal
 
 from finetune_cli.errors import UserError
 from finetune_cli.run import layout
-from finetune_cli.storage import MANIFEST, REAL, Store, is_debris, pointed
+from finetune_cli.storage import MANIFEST, REAL, Store, is_debris, parsed, pointed, read_regular
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 FILE_ENDINGS = (
@@ -152,7 +151,7 @@ def _runs(root: Path) -> list[Path]:
 def _status(run: Path) -> tuple[str, float]:
     """(state, time of the last sign of life) of a run."""
     try:
-        status = json.loads((run / layout.STATUS).read_bytes())
+        status = parsed(read_regular(run / layout.STATUS))
         return str(status["state"]), datetime.fromisoformat(status["time"]).timestamp()
     except (OSError, ValueError, TypeError, KeyError):
         return "", 0.0

@@ -9,6 +9,7 @@ import unicodedata
 from datetime import datetime
 from pathlib import Path
 
+from finetune_cli.errors import UserError
 from finetune_cli.storage import FileSystem, is_debris
 
 CONFIG = "config.yaml"
@@ -65,6 +66,19 @@ def remove_early_files(path: Path, fs: FileSystem, *, but: str = "") -> None:
         if entry.name != but and (entry.name in EARLY or entry.name == CONFIG or is_debris(entry.name)):
             with contextlib.suppress(OSError):
                 fs.unlink(entry)
+
+
+def refuse_links(run: Path) -> None:
+    """Raise UserError where something that ftune would write or empty leads out of the run, or is no file at all."""
+    for name in (*EARLY, CONFIG, HISTORY, TIMING, METRICS):
+        path = run / name
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise UserError(f"{name} of the run is a link or no file: nothing is written through it", where=str(path), fix="remove it")
+    for name in (CHECKPOINTS, EVALUATIONS, REPORT, PROFILE):
+        path = run / name
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            what = f"{name} of the run is a link or no folder: nothing is written or removed through it"
+            raise UserError(what, where=str(path), fix="put the folder itself there, or link the whole run")
 
 
 def sanitise(name: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from finetune_cli.errors import UserError
-from finetune_cli.storage import FileSystem
+from finetune_cli.storage import FileSystem, parsed, read_regular
 
 
 def utf8(text: str) -> bytes:
@@ -16,14 +15,14 @@ def utf8(text: str) -> bytes:
 
 def read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         return b""
 
 
 def object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = parsed(read_regular(path))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -34,7 +33,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(read(path).split(b"\n")[:-1], 1):
         try:
-            records.append(dict(json.loads(line)))
+            records.append(dict(parsed(line)))
         except (ValueError, TypeError) as error:
             raise UserError("not a record of JSON", where=f"{path}:{number}", fix="copy the file back from a backup") from error
     return records

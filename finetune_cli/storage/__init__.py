@@ -9,6 +9,7 @@ from finetune_cli.storage.files import (
     FileSystem,
     Sink,
     cause,
+    checked_name,
     cleaned,
     discard,
     disk_trouble,
@@ -18,6 +19,7 @@ from finetune_cli.storage.files import (
     make_folders,
     point,
     pointed,
+    read_regular,
     sha256,
     sweep,
     temporary,
@@ -26,7 +28,7 @@ from finetune_cli.storage.files import (
     write_whole,
 )
 from finetune_cli.storage.lock import Lock
-from finetune_cli.storage.records import json_bytes, json_line, plain, seal, unseal
+from finetune_cli.storage.records import json_bytes, json_line, parsed, plain, seal, unseal
 from finetune_cli.storage.store import MANIFEST, Store
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Sink",
     "Store",
     "cause",
+    "checked_name",
     "cleaned",
     "discard",
     "disk_trouble",
@@ -48,9 +51,11 @@ __all__ = [
     "json_line",
     "machine_error",
     "make_folders",
+    "parsed",
     "plain",
     "point",
     "pointed",
+    "read_regular",
     "seal",
     "sha256",
     "sweep",

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ TEMPORARY = (".tmp-", ".trash-")
 NO_DIRECTORY_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 NO_LINKS = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 BINARY = getattr(os, "O_BINARY", 0)
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""How a file of a run is opened: a link is not followed out of it, and a pipe in its place does not hang."""
 
 
 class FileSystem:
@@ -47,7 +50,7 @@ class FileSystem:
 
     def append(self, path: Path, data: bytes) -> None:
         """Adds ``data`` at the end of a file, made if absent; it is out of this process when the call returns."""
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | BINARY, 0o666)
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW | BINARY, 0o666)
         try:
             while data:
                 data = data[os.write(handle, data) :]
@@ -363,6 +366,14 @@ def disk_trouble(fs: FileSystem, doing: str, path: Path, *, needed: int = 0, fix
             raise
         told = OSError(int(found[1]), os.strerror(int(found[1])))
         raise machine_error(fs, doing, path, told, needed=needed, fix=fix) from error
+
+
+def read_regular(path: Path) -> bytes:
+    """A file's bytes; ``OSError`` for a pipe or a device in its place, which might never end."""
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | BINARY), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        return file.read()
 
 
 def sha256(path: Path) -> str:

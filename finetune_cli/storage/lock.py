@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from finetune_cli.errors import UserError
-from finetune_cli.storage.files import BINARY, cause
+from finetune_cli.storage.files import BINARY, NO_FOLLOW, cause
 
 BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 
@@ -50,7 +50,7 @@ class Lock:
         self.path = path
         self._handle = -1
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | BINARY, 0o600)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW | BINARY, 0o600)
         except OSError as error:
             what = f"cannot write in {path.parent}: {cause(error)}"
             raise UserError(what, where=str(path), fix="choose another run.root or run.dir") from error

@@ -48,6 +48,14 @@ def json_line(value: Any) -> bytes:
     return _encode(plain(value)) + b"\n"
 
 
+def parsed(raw: bytes | str) -> Any:
+    """The value in a JSON text that anybody may have written; ``ValueError`` for whatever is wrong with it."""
+    try:
+        return json.loads(raw)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 SEAL = re.compile(rb'(\{.*),\n "seal": "([0-9a-f]{64})"\n\}\n', re.DOTALL)
 
 
@@ -64,6 +72,6 @@ def unseal(raw: bytes) -> dict[str, Any]:
     found = SEAL.fullmatch(raw)
     if found is None or hashlib.sha256(found[1]).hexdigest().encode() != found[2]:
         raise ValueError("damaged: its own checksum does not match")
-    record = json.loads(raw)
+    record = parsed(raw)
     record.pop("seal")
     return cast(dict[str, Any], record)

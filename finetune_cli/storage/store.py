@@ -29,6 +29,7 @@ from finetune_cli.storage.files import (
     human_bytes,
     point,
     pointed,
+    read_regular,
     sha256,
     sweep,
     temporary,
@@ -63,7 +64,7 @@ class Store:
     def read_manifest(self, path: Path) -> dict[str, Any]:
         """The sealed manifest of a checkpoint; ``ValueError`` with a one-line cause."""
         try:
-            manifest = unseal((path / MANIFEST).read_bytes())
+            manifest = unseal(read_regular(path / MANIFEST))
         except FileNotFoundError:
             raise ValueError(f"{MANIFEST} is missing (the save did not finish)") from None
         except OSError as error:

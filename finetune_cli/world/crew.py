@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import time
 import traceback
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Crew:
     def __init__(self, size: int, module: str) -> None:
         self.size = size
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nobody is on another machine
-        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.store = _own_store()
         spawn = multiprocessing.get_context("spawn")
         self.processes = [
             spawn.Process(target=_follow, args=(self.store.port, rank, size, module), name=f"ftune {rank}") for rank in range(1, size)
@@ -90,6 +91,15 @@ class Crew:
             if code:
                 return f"process {rank} of {self.size} ended by itself (exit code {code})"
         return None
+
+
+def _own_store() -> TCPStore:
+    """A store that only this machine reaches: torch's own socket would listen on every network, and what comes through is unpickled."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
+        port = listening.getsockname()[1]
+        return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
 
 
 def _follow(port: int, rank: int, size: int, module: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import pickle
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,22 +53,29 @@ class Trace:
 
 def recorded(subject: Subject, start: Path | None = None) -> Trace:
     """Run the command on a fresh disk, or go on with what is in the subject's run (``start``: a copy of it)."""
-    told = subject.home / "calls.pickle"
+    told = subject.home / "calls.json"
 
     def before() -> Callable[[], None]:
         take_over(Recorder(subject.home))
-        return lambda: told.write_bytes(pickle.dumps(REAL.__dict__["calls"])) and None
+        return lambda: told.write_text(json.dumps(REAL.__dict__["calls"], default=lambda data: {"bytes": data.hex()})) and None
 
     ended = subject.train(before=before)
     if ended.code:
         raise RuntimeError(f"the recorded run is bad already: {ended.told}")
     run = subject.run
-    calls = acknowledged([call for call in pickle.loads(told.read_bytes()) if call[1][:1] in ((), (subject.place,))])
+    calls = acknowledged([call for call in map(_from_json, json.loads(told.read_text())) if call[1][:1] in ((), (subject.place,))])
     manifests = dict(_manifests(calls, start))
     names = ("metrics.json", "model", "eval", "report/index.html", "report/report.md")
     files = [file for name in names for file in ([run / name] if (run / name).is_file() else sorted((run / name).rglob("*")))]
     whole = {str(file.relative_to(run)): file.read_bytes() for file in files if file.is_file()}
     return Trace(calls, start, manifests, (run / "metrics.jsonl").read_bytes(), whole)
+
+
+def _from_json(part: Any) -> Any:
+    """A call, or a part of one, from its JSON."""
+    if isinstance(part, list):
+        return tuple(map(_from_json, part))
+    return bytes.fromhex(part["bytes"]) if isinstance(part, dict) else part
 
 
 def acknowledged(calls: Iterable[Call]) -> list[Call]:

@@ -79,8 +79,10 @@ class LabelSet:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Self:
-        """From its JSON form."""
+        """From its JSON form. Raises ValueError and its like for one that is not of ftune's making."""
         weights = facts["weights"]
+        if len(facts["labels"]) != len(facts["cells"]) or not all(isinstance(text, str) for text in (*facts["labels"], *facts["cells"])):
+            raise ValueError("labels and their cells are no pairs of texts")
         return cls(
             names=tuple(facts["labels"]),
             cells=tuple(facts["cells"]),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.writing.blocks import backend, token_bytes
+from finetune_cli.tasks.writing.deadline import deadline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +27,10 @@ class Rendered:
     answers: list[Span]
 
 
+TEMPLATE_SECONDS = 10.0
+"""Processor time that a template may take for one conversation; a thousandth of it is usual."""
+
+
 class Unfit(ValueError):
     """The template and the conversation do not go together."""
 
@@ -34,7 +39,8 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], tools: list[Any] | No
     """The text that the template makes of messages. Raises Unfit with the template's own complaint."""
     try:
         plain = [{k: v for k, v in message.items() if k != "supervised"} for message in messages]
-        return str(tokenizer.apply_chat_template(plain, tools=tools, tokenize=False, add_generation_prompt=ask))
+        with deadline(TEMPLATE_SECONDS):
+            return str(tokenizer.apply_chat_template(plain, tools=tools, tokenize=False, add_generation_prompt=ask))
     except Exception as error:  # a template is a program of its own and may raise anything
         raise Unfit(f"the chat template refuses the conversation: {' '.join(str(error).split())[:160]}") from error
 
