@@ -14,7 +14,7 @@ import torch
 from ran import Ran
 
 from finetune_cli.batching import BatchPlan
-from finetune_cli.engine import loop
+from finetune_cli.engine import trainer as engine_trainer
 from finetune_cli.engine.ahead import Ahead, Update
 from finetune_cli.engine.loop import Trainer
 from finetune_cli.errors import Stopped
@@ -51,7 +51,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             steps.append(update.step)
         return made
 
-    monkeypatch.setattr(loop, "helps", lambda device: True)
+    monkeypatch.setattr(engine_trainer, "helps", lambda device: True)
     monkeypatch.setattr(Ahead, "take", take)
     return steps
 
@@ -65,7 +65,7 @@ def test_the_run_is_the_same_to_the_bit(
     keys = [*(files.keys[:2] if task else files.keys), *OPTIONS, *task]
     ahead = digest(ftune_inside("train", *keys, "run.dir=ahead").ok().run)
     assert used == list(range(1, 18))
-    monkeypatch.setattr(loop, "helps", lambda device: False)
+    monkeypatch.setattr(engine_trainer, "helps", lambda device: False)
     assert digest(ftune_inside("train", *keys, "run.dir=now").ok().run) == ahead and len(used) == 17
 
 
@@ -83,7 +83,7 @@ def test_memory_that_runs_out_takes_batches_of_the_new_plan(
     monkeypatch.setattr(Task, "forward", forward)
     one = ftune_inside("train", *keys, "run.dir=one").ok()
     assert "out of memory" in one.err and len(used) > 10
-    monkeypatch.setattr(loop, "helps", lambda device: False)
+    monkeypatch.setattr(engine_trainer, "helps", lambda device: False)
     assert digest(ftune_inside("train", *keys, "run.dir=two").ok().run) == digest(one.run)
 
 
