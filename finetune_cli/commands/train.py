@@ -17,7 +17,7 @@ from finetune_cli.adapters import Adapter
 from finetune_cli.batching import BatchPlan
 from finetune_cli.checkpoint import Knowledge, Saver
 from finetune_cli.config import Invocation, Pooling, TrainConfig, saved
-from finetune_cli.engine import environment, resume
+from finetune_cli.engine import environment, resume, verify
 from finetune_cli.engine.finish import attend, finish
 from finetune_cli.engine.loop import Timetable, Trainer, fit
 from finetune_cli.engine.optimizer import warmup_steps
@@ -175,6 +175,8 @@ def follow(world: Group) -> None:
     directory = Run(common.run)
     resumed = Resumed(directory, common.checkpoint, finished=False) if common.checkpoint else None
     trainer = _trainer(common.config, prepared, directory, resumed, world)
+    if common.checkpoint:
+        verify.confirm(trainer, common.checkpoint)
     fit(trainer)
     attend(trainer, prepared.data)
 
@@ -230,8 +232,12 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
     directory, start = trainer.run, resumed.checkpoint if resumed else None
     adapter = trainer.saver.adapter
     if resumed:
-        resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
+        before = saved.load(directory.config_path, tasks=tasks.task_configs())
+        resume.compare(before, config)
         resume.compare_files(directory.manifest()["files"], p.splits.sources, config.resume_allow)
+        if start:
+            changed = [text.split(" was ")[0] for text in resume.changes(before, config, allowed=())]
+            verify.confirm(trainer, start, [*changed, *(key for key in config.resume_allow if key.startswith("data."))])
     else:
         _write_first(directory, invocation, _manifest(config, p, trainer.saver.knowledge.plan, trainer.model, adapter), trainer.model)
     if adapter and p.source is None and not start:
@@ -243,8 +249,10 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
     trainer.saver = replace(trainer.saver, config_yaml=invocation.config_yaml)
     if start:
         directory.cut_metrics(trainer.state.metrics_bytes)
+        directory.cut_witness(trainer.state.step + 1)
         console.say(f"resuming from step {trainer.state.step} ({start.name})")
     elif resumed:
+        directory.cut_witness(0)
         directory.cut_metrics(0)  # it was stopped before its first checkpoint: every step is made again
     _say_plan(config, p, trainer)
 

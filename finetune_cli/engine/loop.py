@@ -34,6 +34,7 @@ def fit(trainer: Trainer) -> None:
                 trainer.make_room()
                 clock.count(trainer.rows_of(state.step - 1), trainer.lengths)
                 progress.update(state.step, state.step / t.per_epoch)
+                trainer.testify(read=trainer.updater.host_looks or t.due(state.step, t.log))
                 close_step(trainer, clock, progress)
             trainer.finish_saves()
         except Stopped:

@@ -207,6 +207,24 @@ class Run:
         """Adds a line to timing.jsonl: whatever the clock or the machine says."""
         self._append(layout.TIMING, step, values)
 
+    def record_witness(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds a line to witness.jsonl: the loss of the first update after a checkpoint, which a resume from there computes again."""
+        self._append(layout.WITNESS, step, values)
+
+    def witness(self, step: int) -> dict[str, Any] | None:
+        """What was last recorded of the update that ended in ``step``."""
+        found = [record for record in reading.lines(self.path / layout.WITNESS) if record.get("step") == step]
+        return found[-1] if found else None
+
+    def cut_witness(self, step: int) -> None:
+        """Forgets what was recorded after ``step``: those updates are made again, perhaps otherwise."""
+        path = self.path / layout.WITNESS
+        records = reading.lines(path)
+        kept = [record for record in records if record.get("step", 0) <= step]
+        if kept != records:
+            with disk_trouble(self.fs, f"cutting {layout.WITNESS}", path):
+                write_whole(self.fs, path, b"".join(json_line(record) for record in kept), durable=False)
+
     def _append(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         first = {"step": step, **({"epoch": values["epoch"]} if "epoch" in values else {})}
         rest = {key: values[key] for key in sorted(values) if key not in first}
