@@ -17,7 +17,7 @@ from finetune_cli.adapters import Adapter
 from finetune_cli.batching import BatchPlan
 from finetune_cli.checkpoint import Knowledge, Saver
 from finetune_cli.config import Invocation, Pooling, TrainConfig, saved
-from finetune_cli.engine import environment, resume, verify
+from finetune_cli.engine import environment, flight, resume, verify
 from finetune_cli.engine.finish import attend, finish
 from finetune_cli.engine.loop import Timetable, Trainer, fit
 from finetune_cli.engine.optimizer import warmup_steps
@@ -61,6 +61,7 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
     """The run itself, inside its directory: whatever ends it is written into status.json."""
     began = False
     trainer: Trainer | None = None
+    prepared: Prepared | None = None
     world = Alone(stop)
     try:
         prepared = prepare(config, invocation.user_set, resumed, stop)
@@ -82,6 +83,7 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
                 directory.abandon()  # nothing is lost: no step was made
             began = resumed is not None and error.code != Exit.USER  # what was to be gone on with stays as it was
             raise
+        _record_crash(trainer, prepared, directory, error)
         _close(directory, _state_of(error), trainer.state.step if trainer else 0, error.code)
         if error.code == Exit.EXPECTATION:
             directory.link_latest()
@@ -89,9 +91,10 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         if isinstance(error, Stopped) and stop.all_saved:
             console.warn("the training is done, its report is not: resume makes it")
         raise
-    except BaseException:
+    except BaseException as error:
         began = True
         directory.write_error(traceback.format_exc())
+        _record_crash(trainer, prepared, directory, error)
         _close(directory, "failed", trainer.state.step if trainer else 0, Exit.BUG)
         raise
     finally:
@@ -99,6 +102,16 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         stop.said()
         if began:
             print(directory.path, flush=True)
+
+
+def _record_crash(trainer: Trainer | None, prepared: Prepared | None, directory: Run, error: BaseException) -> None:
+    """What the flight recorder knows of a bad end; nothing that goes wrong here hides what went wrong before."""
+    if trainer is None or prepared is None or not isinstance(error, Exception):
+        return
+    try:
+        flight.crash(trainer, directory, prepared.splits.rows["train"], prepared.splits.roles, error)
+    except Exception as trouble:  # noqa: BLE001  # a device that is lost may raise anything
+        console.warn(f"the flight recorder could not be read: {trouble}")
 
 
 def _state_of(error: FtuneError) -> State:

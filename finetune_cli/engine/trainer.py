@@ -18,6 +18,7 @@ from finetune_cli.config.schema import OptimizerConfig, TrainSection
 from finetune_cli.device import DevicePlan, no_room_for_one_row, out_of_memory
 from finetune_cli.engine import verify
 from finetune_cli.engine.ahead import Ahead, Update, helps
+from finetune_cli.engine.flight import Recorder
 from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.engine.objective import plain
 from finetune_cli.engine.optimizer import Updater, learning_rate
@@ -48,6 +49,7 @@ class Trainer:
     profile: Profile = field(default_factory=Profile)
     state: State = field(default_factory=State)
     updater: Updater = field(init=False)
+    flight: Recorder = field(init=False)
     lengths: np.ndarray = field(init=False)
     ahead: Ahead = field(init=False)
     _epochs: dict[int, list[np.ndarray]] = field(init=False, default_factory=dict)
@@ -65,6 +67,7 @@ class Trainer:
         self.lengths = self.train.examples.lengths()
         self.loss = torch.zeros((), device=self.device.device)
         self.ahead = Ahead(self._batches)
+        self.flight = Recorder(self.device.memory_mb, self.timetable.log)
 
     # -- one update ----------------------------------------------------------------------------
     def rows_of(self, step: int) -> np.ndarray:
@@ -81,10 +84,15 @@ class Trainer:
 
         Of several processes each takes its part of the rows; the update is that of the whole batch.
         """
-        loss = self.backward()
         lr = learning_rate(self.optimizer, self.state.step, self.timetable.total)
-        with record_function(UPDATE):
-            self.updater.update(lr, step=self.state.step + 1, loss=loss)
+        noted = self.flight.begin(self.state.step + 1, self.rows_of(self.state.step), lr)
+        noted.loss = loss = self.backward()
+        try:
+            with record_function(UPDATE):
+                self.updater.update(lr, step=self.state.step + 1, loss=loss)
+        finally:
+            noted.norms = self.updater.norms
+        self.flight.end(noted)
         if self.state.step == self._saved[0]:
             self._witnessed = self.state.step + 1, loss
         self.loss += loss

@@ -312,6 +312,19 @@ class Run:
         """A JSON file of ``profile/``; empty if there is none."""
         return reading.object(self.path / layout.PROFILE / name)
 
+    @property
+    def crash_dir(self) -> Path:
+        return self.path / layout.CRASH
+
+    def write_crash(self, files: Mapping[str, Content]) -> bool:
+        """Makes ``crash/`` whole: what is known of the end of a run that ended badly. False where the disk does not let us."""
+        try:
+            with disk_trouble(self.fs, "writing the crash", self.crash_dir):
+                write_folder(self.fs, self.crash_dir, files)
+        except MachineError:
+            return False
+        return True
+
     def evaluation_dir(self, name: str, *, own: bool = False) -> Path:
         """A new folder ``eval/NAME`` (-2, -3 … where taken); ``./evals/NAME`` if the run cannot be written.
 

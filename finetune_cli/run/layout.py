@@ -27,6 +27,7 @@ BASE = "base"
 EVALUATIONS = "eval"
 REPORT = "report"
 PROFILE = "profile"
+CRASH = "crash"
 LOCK = ".lock"
 RESERVE = ".reserve"
 
