@@ -74,6 +74,12 @@ class Saver:
             self._snapshot.settle()
             if (bad := first_not_finite({name: weights[name] for name in learnt})) is not None:
                 raise Diverged(f"the weights hold NaN or infinity, first in {bad}", where=f"step {step}", fix="start from other weights")
+            if (bad := first_not_finite({k: t for k, t in moments.items() if t.is_floating_point()})) is not None:
+                raise Diverged(
+                    f"the optimizer's moments hold NaN or infinity, first in {bad}",
+                    where=f"step {step}",
+                    fix="train.clip=1 or a smaller optimizer.lr; then resume from the last checkpoint",
+                )
             first()
             name = WEIGHTS_FILE if self.adapter is None else adapters.WEIGHTS_FILE
             tensors = {name: _writer(weights, {"format": "pt"}), TENSORS_FILE: _writer(moments or {"none": torch.zeros(0)})}

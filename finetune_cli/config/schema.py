@@ -126,6 +126,11 @@ class Quantised(StrEnum):
     nf4 = "nf4"
 
 
+class OnSpike(StrEnum):
+    warn = "warn"
+    stop = "stop"
+
+
 class Split(StrEnum):
     auto = "auto"
     train = "train"
@@ -321,6 +326,8 @@ class TrainSection:
     """Write a checkpoint every so many steps, or every ``epoch``."""
     log_every: Any = option(10, form="steps")
     """Write loss and learning rate every so many steps, or every ``epoch``."""
+    on_spike: OnSpike = OnSpike.warn
+    """Where a recorded loss is over 3 times the median of the last 100: ``warn`` and go on, or ``stop`` (exit 4, last checkpoint whole)."""
     keep: int = option(0, least=0)
     """Checkpoints to keep besides best and last."""
 

@@ -277,7 +277,8 @@ class Trainer:
         """Go on from a checkpoint's state; the model's weights are loaded already."""
         self.updater.load(saved["optimizer"])
         for name in State.__slots__:
-            setattr(self.state, name, saved[name])
+            if name in saved:
+                setattr(self.state, name, saved[name])
         self.promised = list(saved.get("next_rows", []))
         self.plan = BatchPlan(**self.state.plan)
         self.loss.fill_(self.state.loss_sum)
