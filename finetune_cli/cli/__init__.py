@@ -30,6 +30,7 @@ VERBS = {
     "train": Verb("finetune_cli.commands.train", "fine-tune a model; prints the run directory"),
     "eval": Verb("finetune_cli.commands.evaluate", "score a run or model on labelled rows; prints metrics"),
     "predict": Verb("finetune_cli.commands.predict", "label new rows from a file or standard input; prints JSON Lines"),
+    "replay": Verb("finetune_cli.commands.replay", "compute a bad update again and name its row; prints JSON"),
 }
 HELP = f"""ftune {__version__}: config-driven fine-tuning
 

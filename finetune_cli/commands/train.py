@@ -67,7 +67,7 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         prepared = prepare(config, invocation.user_set, resumed, stop)
         world = gathered(prepared.device, stop, __name__)
         world.share(Common(config, prepared.for_others(), directory.path, resumed.checkpoint if resumed else None))
-        trainer = _trainer(config, prepared, directory, resumed, world)
+        trainer = assembled(config, prepared, directory, resumed, world)
         _begin(config, invocation, prepared, trainer, resumed, stop)
         began = True
         with disk_trouble(directory.fs, "writing the run", directory.path, any_cause=False):
@@ -187,14 +187,14 @@ def follow(world: Group) -> None:
     prepared = replace(common.prepared, device=common.prepared.device.of(world.local_rank))
     directory = Run(common.run)
     resumed = Resumed(directory, common.checkpoint, finished=False) if common.checkpoint else None
-    trainer = _trainer(common.config, prepared, directory, resumed, world)
+    trainer = assembled(common.config, prepared, directory, resumed, world)
     if common.checkpoint:
         verify.confirm(trainer, common.checkpoint)
     fit(trainer)
     attend(trainer, prepared.data)
 
 
-def _trainer(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed | None, world: Alone) -> Trainer:
+def assembled(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed | None, world: Alone) -> Trainer:
     """Model, plan and run directory put together, in every process alike; nothing is written yet."""
     train, start = p.data["train"], resumed.checkpoint if resumed else None
     timetable = Timetable.of(config.train, len(train.examples))

@@ -33,6 +33,7 @@ FLAGS = """\
 USAGE = {
     "train": "ftune train [key=value ...] [+exp=NAME] [flags]",
     "eval": "ftune eval RUN [key=value ...] [flags]",
+    "replay": "ftune replay RUN [step=N] [flags]",
     "predict": "ftune predict RUN [input=FILE] [key=value ...] [flags]",
 }
 

@@ -405,7 +405,22 @@ class PredictConfig:
     """Any attempt to reach the network is an error."""
 
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "eval": EvalConfig, "predict": PredictConfig}
+@dataclass(kw_only=True, slots=True)
+class ReplayConfig:
+    """``ftune replay``."""
+
+    ckpt: Any = option("???", path=True, form="checkpoint")
+    """A run, or a checkpoint in one."""
+    step: int | None = option(None, least=1)
+    """The update to compute again, from the last checkpoint before it; null: the one that ``crash/`` tells of."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    offline: bool = False
+    """Any attempt to reach the network is an error."""
+
+
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "eval": EvalConfig, "predict": PredictConfig, "replay": ReplayConfig}
 """Verb to schema."""
 
 

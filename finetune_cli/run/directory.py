@@ -325,6 +325,20 @@ class Run:
             return False
         return True
 
+    def crash(self) -> dict[str, Any]:
+        """The summary of the last bad end; empty if there was none."""
+        return reading.object(self.crash_dir / "crash.json")
+
+    def crash_updates(self) -> list[dict[str, Any]]:
+        """The last updates before it."""
+        return reading.lines(self.crash_dir / "updates.jsonl")
+
+    def write_replay(self, found: Mapping[str, Any]) -> None:
+        """What a replay found, into ``crash/``."""
+        with disk_trouble(self.fs, "writing the replay", self.crash_dir):
+            make_folders(self.fs, self.crash_dir)
+            write_whole(self.fs, self.crash_dir / "replay.json", json_bytes(found))
+
     def evaluation_dir(self, name: str, *, own: bool = False) -> Path:
         """A new folder ``eval/NAME`` (-2, -3 … where taken); ``./evals/NAME`` if the run cannot be written.
 
