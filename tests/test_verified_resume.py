@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Forks
 from ran import Ran, labelled_rows, write_rows
 
 from finetune_cli import checkpoint
@@ -19,6 +23,7 @@ from finetune_cli.engine import trainer as trainers
 from finetune_cli.engine.optimizer import Updater
 from finetune_cli.engine.trainer import Trainer
 from finetune_cli.errors import MachineError
+from finetune_cli.run import Run
 from finetune_cli.tasks import get
 
 SMALL = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.steps=10", "train.batch_size=8", "train.save_every=4"]
@@ -164,6 +169,40 @@ def test_another_plan_is_compared_nearly_and_said(dead: Dead) -> None:
 def test_keys_that_may_differ_leave_rows_and_loss_out(dead: Dead) -> None:
     line = told(dead.resume("train.seed=7", "resume_allow=[train.seed]").ok())
     assert line.endswith("weights and moments (sha256); rows and loss are not compared, since train.seed may differ")
+
+
+@pytest.mark.parametrize("left", [b"\x00\x00\x00\n[1]\n{}\nnull\n{", b'{"step": 5, "loss": 1}\n'])
+def test_a_record_that_a_power_loss_spoilt_is_no_reason_to_stop(left: bytes, dead: Dead) -> None:
+    (dead.run / "witness.jsonl").write_bytes(left)
+    run = Run.open(dead.run, keep=0)
+    assert run.witness(5) is None
+    run.cut_witness(5)
+    run.record_witness(9, {"loss": "0x1p0", "grounds": {}})
+    assert (dead.run / "witness.jsonl").read_bytes().count(b"\n") == 1 and run.witness(9) is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_several_processes_verify_alike(forks: Forks, made: tuple[Path, list[str]], tmp_path: Path) -> None:
+    keys = [*made[1], *SMALL, "device.processes=2", "device.threads=2", "train.steps=200", "train.keep=99", f"run.dir={tmp_path / 'two'}"]
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    process = forks.start("train", *keys, cwd=tmp_path, **pipes)
+    until, record = time.monotonic() + 120, tmp_path / "two/metrics.jsonl"
+    while not record.exists() or record.read_bytes().count(b"\n") < 10:
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=60)
+    for processes, expected in (
+        (1, "not the loss of step 5 (other processes than when it was recorded)"),
+        (2, "loss of step 5 (to the bit)"),
+    ):
+        shutil.copytree(tmp_path / "two", tmp_path / str(processes), symlinks=True)
+        start = tmp_path / str(processes) / "checkpoints/step-00000004"
+        more = ("train.steps=8", "resume_allow=[train.steps]", f"device.processes={processes}")
+        with forks.start("train", f"resume={start}", *more, cwd=tmp_path, **pipes) as process:
+            _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err.decode()
+        assert expected in err.decode() and "died without a word after step" in err.decode()
 
 
 def test_a_loss_on_record_is_that_of_its_own_history(dead: Dead) -> None:

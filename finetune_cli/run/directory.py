@@ -213,17 +213,22 @@ class Run:
 
     def witness(self, step: int) -> dict[str, Any] | None:
         """What was last recorded of the update that ended in ``step``."""
-        found = [record for record in reading.lines(self.path / layout.WITNESS) if record.get("step") == step]
+        found = [record for record in self._witnesses() if record["step"] == step]
         return found[-1] if found else None
 
+    def _witnesses(self) -> list[dict[str, Any]]:
+        """The whole records of witness.jsonl, which is not synced: what a power loss left of it is no reason to stop."""
+        kinds = {"step": int, "loss": str, "grounds": dict}
+        records = reading.whole_lines(self.path / layout.WITNESS)
+        return [record for record in records if all(isinstance(record.get(key), kind) for key, kind in kinds.items())]
+
     def cut_witness(self, step: int) -> None:
-        """Forgets what was recorded after ``step``: those updates are made again, perhaps otherwise."""
+        """Forgets for good what was recorded after ``step``: those updates are made again, perhaps otherwise."""
         path = self.path / layout.WITNESS
-        records = reading.lines(path)
-        kept = [record for record in records if record.get("step", 0) <= step]
-        if kept != records:
+        kept = b"".join(json_line(record) for record in self._witnesses() if record["step"] <= step)
+        if kept != reading.read(path):
             with disk_trouble(self.fs, f"cutting {layout.WITNESS}", path):
-                write_whole(self.fs, path, b"".join(json_line(record) for record in kept), durable=False)
+                write_whole(self.fs, path, kept)
 
     def _append(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         first = {"step": step, **({"epoch": values["epoch"]} if "epoch" in values else {})}
