@@ -8,6 +8,7 @@ state.json state.safetensors               counters (floats in hex: exact) and o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from safetensors import SafetensorError
@@ -84,6 +85,12 @@ class Saver:
             self._snapshot.settle()
             if (bad := first_not_finite({name: weights[name] for name in learnt})) is not None:
                 raise Diverged(f"the weights hold NaN or infinity, first in {bad}", where=f"step {step}", fix="start from other weights")
+            if (bad := first_not_finite({k: t for k, t in moments.items() if t.is_floating_point()})) is not None:
+                raise Diverged(
+                    f"the optimizer's moments hold NaN or infinity, first in {bad}",
+                    where=f"step {step}",
+                    fix="train.clip=1 or a smaller optimizer.lr; then resume from the last checkpoint",
+                )
             first()
             name = WEIGHTS_FILE if self.adapter is None else adapters.WEIGHTS_FILE
             tensors = {name: _writer(weights, {"format": "pt"}), TENSORS_FILE: _writer(moments or {"none": torch.zeros(0)})}
@@ -93,6 +100,24 @@ class Saver:
             write(weights, moments)
         else:
             self._writer.start(lambda: write(**copies))
+
+    def digests(self, model: nn.Module, state: Mapping[str, Any]) -> dict[str, str]:
+        """sha256 of the files of tensors as ``save`` would write them now; ``state`` holds at least the tensors."""
+        moments, _ = flatten(state)
+        weights = WEIGHTS_FILE if self.adapter is None else adapters.WEIGHTS_FILE
+        files = {weights: (self._weights(model), {"format": "pt"}), TENSORS_FILE: (moments or {"none": torch.zeros(0)}, None)}
+        found = {}
+        for name, (tensors, metadata) in files.items():
+            sink = _Hashed()
+            write_tensors(cast(BinaryIO, sink), tensors, metadata)
+            found[name] = sink.sha256.hexdigest()
+        return found
+
+    def differing(self, model: nn.Module, directory: Path) -> list[str]:
+        """Names of the weights that are not to the bit those of a checkpoint's file."""
+        there = load_file(directory / (WEIGHTS_FILE if self.adapter is None else adapters.WEIGHTS_FILE))
+        here = {name: tensor.detach().cpu() for name, tensor in self._weights(model).items()}
+        return sorted(name for name in there.keys() | here.keys() if not _same(there.get(name), here.get(name)))
 
     def make_room(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Take the memory of a copy in the background, so that the first save need not wait for the machine to give it page by page."""
@@ -145,6 +170,24 @@ class Saver:
                 return {p.name: p.read_bytes() for p in sorted(staging.iterdir()) if p.is_file()}
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
+
+
+class _Hashed:
+    """A file whose bytes are only hashed."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: Any) -> None:
+        self.sha256.update(data)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two tensors are equal to the bit."""
+    if one is None or other is None or one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    a, b = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(a, b)
 
 
 def _save_configs(model: Any, directory: Path) -> None:

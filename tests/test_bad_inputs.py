@@ -225,7 +225,7 @@ def test_any_bytes_are_read_or_refused(
     def trainer(*_: Any) -> Any:
         raise UserError("all was read", where="here", fix="none")
 
-    monkeypatch.setattr("finetune_cli.commands.train._trainer", trainer)
+    monkeypatch.setattr("finetune_cli.engine.building.assembled", trainer)
     (tmp_path / f"any{suffix}").write_bytes(content)
     lenient = ["data.validation=null", "data.max_conflicts=1", "data.max_empty=1", "data.max_unknown=1"]
     ran = ftune_inside("train", f"data.train=any{suffix}", *SMALL, *lenient, *(["data.pattern={label} {text}"] if suffix == ".txt" else []))

@@ -208,6 +208,7 @@ def test_a_lost_process_ends_the_run_and_the_run_goes_on_with_another_number(hom
     assert "error: process 1 of 2 was lost (signal 9: SIGKILL)" in err and "resume=" in err and "Traceback" not in err
     status = json.loads((home / "lost/status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 5)
+    assert len(lines(home / "lost/crash/updates.jsonl")) >= 4
     process = started(forks, home, "whole", "train.epochs=50")
     ended(process)
     ended(forks.start("train", "resume=lost", "device.processes=1", cwd=home, **QUIET))

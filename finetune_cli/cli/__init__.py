@@ -32,6 +32,7 @@ VERBS = {
     "check": Verb("finetune_cli.commands.check", "look at config, data, model, disk and device without training; says what a run would do"),
     "eval": Verb("finetune_cli.commands.evaluate", "score a run or model on labelled rows; prints metrics"),
     "predict": Verb("finetune_cli.commands.predict", "label new rows from a file or standard input; prints JSON Lines"),
+    "replay": Verb("finetune_cli.commands.replay", "compute a bad update again and name its row; prints JSON"),
 }
 HELP = f"""ftune {__version__}: config-driven fine-tuning
 

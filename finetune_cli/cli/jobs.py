@@ -37,14 +37,14 @@ from finetune_cli.tasks import recognise, task_configs
 
 
 @functools.cache
-def _found(group: str, name: str, root: str) -> saved_run.Found:
+def _found(search: str, name: str, root: str) -> saved_run.Found:
     """The files of a run or model. Hydra composes a config several times; a checkpoint is searched and verified once.
 
-    A run to go on with may have no checkpoint yet, or a damaged one: only its config is asked for here.
+    A run to go on with, or to replay, may have no checkpoint yet, or a damaged one: only its config is asked for here.
     """
     from finetune_cli.run import Found, Run, find  # only where a run is named: a config error answers sooner
 
-    if group == "ckpt":
+    if search == "ckpt":
         return find(name, root=root)
     given = Path(name).expanduser().absolute()
     for folder in (given, given.parent.parent):
@@ -53,9 +53,9 @@ def _found(group: str, name: str, root: str) -> saved_run.Found:
     try:
         found = find(name, root=root)
     except UserError as error:
-        raise UserError(error.what, where=f"command line: resume={name}", fix=error.fix) from error
+        raise UserError(error.what, where=f"command line: {search}={name}", fix=error.fix) from error
     if found.run is None or found.config is None:
-        raise UserError(f"resume={name} is no run", where="command line: resume", fix="name a directory that ftune train made")
+        raise UserError(f"{search}={name} is no run", where=f"command line: {search}", fix="name a directory that ftune train made")
     return found
 
 

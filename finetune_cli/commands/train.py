@@ -12,22 +12,19 @@ from typing import Any, cast
 
 from torch import nn
 
-from finetune_cli import adapters, checkpoint, console, metrics, models, packing, tasks
+from finetune_cli import adapters, checkpoint, console, metrics, models, tasks
 from finetune_cli.adapters import Adapter
-from finetune_cli.checkpoint import Knowledge, Saver
 from finetune_cli.config import Invocation, TrainConfig, saved
-from finetune_cli.engine import building, environment, resume
+from finetune_cli.engine import building, environment, flight, resume, verify
 from finetune_cli.engine.finish import attend, finish
-from finetune_cli.engine.loop import Timetable, Trainer, fit
+from finetune_cli.engine.loop import Trainer, fit
 from finetune_cli.engine.optimizer import warmup_steps
 from finetune_cli.engine.prepared import Prepared, prepare
-from finetune_cli.engine.profile import Profile
 from finetune_cli.engine.rehearsal import rehearse
 from finetune_cli.engine.resume import Resumed
 from finetune_cli.engine.signals import StopFlag, stoppable
 from finetune_cli.engine.together import gathered
 from finetune_cli.errors import Diverged, Exit, FtuneError, Interrupted, Stopped
-from finetune_cli.packing import Packed
 from finetune_cli.run import Run, State
 from finetune_cli.storage import disk_trouble
 from finetune_cli.world import Alone, Group, follow_outside, outside
@@ -61,12 +58,13 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
     """The run itself, inside its directory: whatever ends it is written into status.json."""
     began = False
     trainer: Trainer | None = None
+    prepared: Prepared | None = None
     world = Alone(stop)
     try:
         prepared = prepare(config, invocation.user_set, resumed, stop)
         world = gathered(prepared.device, stop, __name__)
         world.share(Common(config, prepared.for_others(), directory.path, resumed.checkpoint if resumed else None))
-        trainer = _trainer(config, prepared, directory, resumed, world)
+        trainer = building.assembled(config, prepared, directory, resumed, world)
         rehearse(trainer, config.device.memory_budget)
         _begin(config, invocation, prepared, trainer, resumed, stop)
         began = True
@@ -83,6 +81,7 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
                 directory.abandon()  # nothing is lost: no step was made
             began = resumed is not None and error.code != Exit.USER  # what was to be gone on with stays as it was
             raise
+        _record_crash(trainer, prepared, directory, error)
         _close(directory, _state_of(error), trainer.state.step if trainer else 0, error.code)
         if error.code == Exit.EXPECTATION:
             directory.link_latest()
@@ -90,9 +89,10 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         if isinstance(error, Stopped) and stop.all_saved:
             console.warn("the training is done, its report is not: resume makes it")
         raise
-    except BaseException:
+    except BaseException as error:
         began = True
         directory.write_error(traceback.format_exc())
+        _record_crash(trainer, prepared, directory, error)
         _close(directory, "failed", trainer.state.step if trainer else 0, Exit.BUG)
         raise
     finally:
@@ -100,6 +100,16 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         stop.said()
         if began:
             print(directory.path, flush=True)
+
+
+def _record_crash(trainer: Trainer | None, prepared: Prepared | None, directory: Run, error: BaseException) -> None:
+    """What the flight recorder knows of a bad end; nothing that goes wrong here hides what went wrong before."""
+    if trainer is None or prepared is None or not isinstance(error, Exception):
+        return
+    try:
+        flight.crash(trainer, directory, prepared.splits.rows["train"], prepared.splits.roles, error)
+    except Exception as trouble:  # noqa: BLE001  # a device that is lost may raise anything
+        console.warn(f"the flight recorder could not be read: {trouble}")
 
 
 def _state_of(error: FtuneError) -> State:
@@ -138,59 +148,12 @@ def follow(world: Group) -> None:
     prepared = replace(common.prepared, device=common.prepared.device.of(world.local_rank))
     directory = Run(common.run)
     resumed = Resumed(directory, common.checkpoint, finished=False) if common.checkpoint else None
-    trainer = _trainer(common.config, prepared, directory, resumed, world)
+    trainer = building.assembled(common.config, prepared, directory, resumed, world)
     rehearse(trainer, common.config.device.memory_budget)
+    if common.checkpoint:
+        verify.confirm(trainer, common.checkpoint)
     fit(trainer)
     attend(trainer, prepared.data)
-
-
-def _trainer(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed | None, world: Alone) -> Trainer:
-    """Model, plan and run directory put together, in every process alike; nothing is written yet."""
-    train, start = p.data["train"], resumed.checkpoint if resumed else None
-    timetable = Timetable.of(config.train, len(train.examples))
-    warmup_steps(config.optimizer, timetable.total)  # a user's error, so before the model is loaded
-    p.device.apply()
-    world.on(p.device.device)
-    model, adapter = building.model(config, p, start, base_dir=directory.base_dir)
-    model = model if adapter and adapter.base.is_quantised else model.to(p.device.device)
-    world.same(model)
-    state = checkpoint.load_state(start) if start else None
-    begun = p.begun
-    saved_plan = state["plan"] if state else begun["batches"] if begun else None
-    layout, layout_told = packing.layout(
-        model,
-        pad_id=p.tokenizer.pad_token_id or 0,
-        limit=p.max_length,
-        device=p.device,
-        saved=saved_plan["packed"] if saved_plan else None,
-    )
-    p.task.adjust(model)
-    plan = world.share(building.batches(config, p, model, packed=isinstance(layout, Packed), layout=layout_told, saved_plan=saved_plan))
-    plans = {"device": p.device.saved(), "batches": plan.saved()}
-    if begun:
-        plans = {name: resume.in_its_words(now, begun[name]) for name, now in plans.items()}
-    trainer = Trainer(
-        task=p.task,
-        model=model,
-        train=train,
-        validation=p.data.get("validation"),
-        config=config.train,
-        optimizer=config.optimizer,
-        timetable=timetable,
-        plan=plan,
-        device=p.device,
-        layout=layout,
-        run=directory,
-        saver=Saver(directory.store, _knowledge(config, p, plans), p.tokenizer, "", adapter),
-        world=world,
-        profile=Profile(directory, p.device, wanted=config.device.profile and world.leads),
-    )
-    if state and start:
-        try:
-            trainer.restore(state)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-            raise checkpoint.unfit(start, error) from error
-    return trainer
 
 
 def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Trainer, resumed: Resumed | None, stop: StopFlag) -> None:
@@ -198,8 +161,12 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
     directory, start = trainer.run, resumed.checkpoint if resumed else None
     adapter = trainer.saver.adapter
     if resumed:
-        resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
+        before = saved.load(directory.config_path, tasks=tasks.task_configs())
+        resume.compare(before, config)
         resume.compare_files(resume.begun(directory)[1], p.splits.sources, config.resume_allow)
+        if start:
+            changed = [text.split(" was ")[0] for text in resume.changes(before, config, allowed=())]
+            verify.confirm(trainer, start, [*changed, *(key for key in config.resume_allow if key.startswith("data."))])
     else:
         _write_first(directory, invocation, _manifest(config, p, trainer.saver.knowledge.plan, trainer.model, adapter), trainer.model)
     if adapter and p.source is None and not start:
@@ -211,16 +178,12 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
     trainer.saver = replace(trainer.saver, config_yaml=invocation.config_yaml)
     if start:
         directory.cut_metrics(trainer.state.metrics_bytes)
+        directory.cut_witness(trainer.state.step + 1)
         console.say(f"resuming from step {trainer.state.step} ({start.name})")
     elif resumed:
+        directory.cut_witness(0)
         directory.cut_metrics(0)  # it was stopped before its first checkpoint: every step is made again
     _say_plan(config, p, trainer)
-
-
-def _knowledge(config: TrainConfig, p: Prepared, plans: dict[str, Any]) -> Knowledge:
-    return Knowledge(
-        task=p.task.name, facts=p.task.facts, columns=p.splits.roles.options, max_length=p.max_length, seed=config.train.seed, plan=plans
-    )
 
 
 def _write_first(directory: Run, invocation: Invocation, manifest: dict[str, Any], model: nn.Module) -> None:

@@ -94,7 +94,8 @@ def read_line(verb: str, arguments: list[str], tasks: Tasks) -> tuple[grammar.Co
     resumed = verb == "train" and line.value("resume") not in (None, "auto", "null")
     group = "ckpt" if "ckpt" in table else "resume" if resumed else ""
     without = frozenset(t.key for t in line.typed if t.key in ("data", "task") and not resumed)
-    run = saved_run.address(group, without=without, root=line.value("run.root") or "runs") if group else ""
+    search = "replay" if verb == "replay" else group
+    run = saved_run.address(group, without=without, root=line.value("run.root") or "runs", search=search) if group else ""
     name = first.get("--config-name") or ("resume" if resumed else verb)
     return line, Place(verb, name, tuple(folders), run, {typed.override: typed.text for typed in line.typed})
 

@@ -34,6 +34,7 @@ USAGE = {
     "train": "ftune train [key=value ...] [+exp=NAME] [flags]",
     "check": "ftune check [key=value ...] [+exp=NAME] [flags]",
     "eval": "ftune eval RUN [key=value ...] [flags]",
+    "replay": "ftune replay RUN [step=N] [flags]",
     "predict": "ftune predict RUN [input=FILE] [key=value ...] [flags]",
 }
 

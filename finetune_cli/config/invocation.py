@@ -10,7 +10,7 @@ class Invocation:
     """One call of a verb, or one job of a sweep."""
 
     verb: str
-    """``train``, ``eval`` or ``predict``."""
+    """``train``, ``eval``, ``predict`` or ``replay``."""
     typed: tuple[str, ...]
     """The arguments after ``ftune`` as typed, the verb first."""
     experiment: str | None

@@ -39,17 +39,20 @@ class Found(Protocol):
     def config(self) -> Path | None: ...
 
 
-def address(group: str, *, without: frozenset[str], root: str) -> str:
-    """The search-path entry of the group; sections in ``without`` are chosen anew by the user. It travels to a sweep's workers as text."""
+def address(group: str, *, without: frozenset[str], root: str, search: str) -> str:
+    """The search-path entry of the group; sections in ``without`` are chosen anew by the user. It travels to a sweep's workers as text.
+
+    ``search`` says what is looked for: a checkpoint (``ckpt``), or a run that may have none yet (``resume``, ``replay``).
+    """
     carried = [name for name in CARRIED[group] if name not in without]
-    return f"{SCHEME}://{json.dumps({'group': group, 'carried': carried, 'root': root})}"
+    return f"{SCHEME}://{json.dumps({'group': group, 'carried': carried, 'root': root, 'search': search})}"
 
 
 class SavedRun(ConfigSource):  # type: ignore[misc]  # Hydra is not typed
     """Hydra names the parameters of these methods, so they keep its names."""
 
     find: ClassVar[Callable[[str, str, str], Found]]
-    """(group, name, root of the runs) to its files; given by the command line, because it lives on a floor above."""
+    """(search, name, root of the runs) to its files; given by the command line, because it lives on a floor above."""
     tasks: ClassVar[Callable[[], Tasks]]
     """The tasks there are; given likewise."""
     recognise: ClassVar[Callable[[Mapping[str, Any]], str]]
@@ -88,7 +91,7 @@ class SavedRun(ConfigSource):  # type: ignore[misc]  # Hydra is not typed
 
 
 def _values(wish: dict[str, Any], name: str, known: type[SavedRun]) -> DictConfig:
-    found = known.find(wish["group"], name, wish["root"])
+    found = known.find(wish["search"], name, wish["root"])
     if found.config is not None:
         tree = _tree(found.config, known.tasks())
         values: dict[str, Any] = {section: tree[section] for section in wish["carried"] if section in tree}

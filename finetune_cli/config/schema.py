@@ -126,6 +126,11 @@ class Quantised(StrEnum):
     nf4 = "nf4"
 
 
+class OnSpike(StrEnum):
+    warn = "warn"
+    stop = "stop"
+
+
 class Split(StrEnum):
     auto = "auto"
     train = "train"
@@ -323,6 +328,8 @@ class TrainSection:
     """Write a checkpoint every so many steps, or every ``epoch``."""
     log_every: Any = option(10, form="steps")
     """Write loss and learning rate every so many steps, or every ``epoch``."""
+    on_spike: OnSpike = OnSpike.warn
+    """Where a recorded loss is over 3 times the median of the last 100: ``warn`` and go on, or ``stop`` (exit 4, last checkpoint whole)."""
     keep: int = option(0, least=0)
     """Checkpoints to keep besides best and last."""
 
@@ -423,7 +430,28 @@ class PredictConfig:
     """Any attempt to reach the network is an error."""
 
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "check": CheckConfig, "eval": EvalConfig, "predict": PredictConfig}
+@dataclass(kw_only=True, slots=True)
+class ReplayConfig:
+    """``ftune replay``."""
+
+    ckpt: Any = option("???", path=True, form="checkpoint")
+    """A run, or a checkpoint in one."""
+    step: int | None = option(None, least=1)
+    """The update to compute again, from the last checkpoint before it; null: the one that ``crash/`` tells of."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    offline: bool = False
+    """Any attempt to reach the network is an error."""
+
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "check": CheckConfig,
+    "eval": EvalConfig,
+    "predict": PredictConfig,
+    "replay": ReplayConfig,
+}
 """Verb to schema."""
 
 

@@ -1,4 +1,4 @@
-"""From what was prepared to what is trained: the model with its head and adapter, and the plan of its batches."""
+"""From what was prepared to what is trained: the model with its head and adapter, the plan of its batches, and all of it put together."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from typing import Any
 
 from torch import nn
 
-from finetune_cli import adapters, batching, checkpoint, console, models
+from finetune_cli import adapters, batching, checkpoint, console, models, packing
 from finetune_cli.adapters import Adapter
 from finetune_cli.batching import BatchPlan
+from finetune_cli.checkpoint import Knowledge, Saver
 from finetune_cli.config import Pooling, TrainConfig
-from finetune_cli.engine import environment
+from finetune_cli.engine import environment, resume
+from finetune_cli.engine.optimizer import warmup_steps
 from finetune_cli.engine.prepared import Prepared
+from finetune_cli.engine.profile import Profile
+from finetune_cli.engine.resume import Resumed
+from finetune_cli.engine.timetable import Timetable
+from finetune_cli.engine.trainer import Trainer
+from finetune_cli.packing import Packed
+from finetune_cli.run import Run
+from finetune_cli.world import Alone
 
 
 def model(config: TrainConfig, p: Prepared, start: Path | None, *, base_dir: Path) -> tuple[nn.Module, Adapter | None]:
@@ -70,4 +79,60 @@ def batches(config: TrainConfig, p: Prepared, network: Any, *, packed: bool, lay
         packed=packed,
         layout=layout,
         saved=saved_plan,
+    )
+
+
+def assembled(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed | None, world: Alone) -> Trainer:
+    """Model, plan and run directory put together, in every process alike; nothing is written yet."""
+    train, start = p.data["train"], resumed.checkpoint if resumed else None
+    timetable = Timetable.of(config.train, len(train.examples))
+    warmup_steps(config.optimizer, timetable.total)  # a user's error, so before the model is loaded
+    p.device.apply()
+    world.on(p.device.device)
+    network, adapter = model(config, p, start, base_dir=directory.base_dir)
+    network = network if adapter and adapter.base.is_quantised else network.to(p.device.device)
+    world.same(network)
+    state = checkpoint.load_state(start) if start else None
+    begun = p.begun
+    saved_plan = state["plan"] if state else begun["batches"] if begun else None
+    layout, layout_told = packing.layout(
+        network,
+        pad_id=p.tokenizer.pad_token_id or 0,
+        limit=p.max_length,
+        device=p.device,
+        saved=saved_plan["packed"] if saved_plan else None,
+    )
+    p.task.adjust(network)
+    plan = world.share(batches(config, p, network, packed=isinstance(layout, Packed), layout=layout_told, saved_plan=saved_plan))
+    plans = {"device": p.device.saved(), "batches": plan.saved()}
+    if begun:
+        plans = {name: resume.in_its_words(now, begun[name]) for name, now in plans.items()}
+    trainer = Trainer(
+        task=p.task,
+        model=network,
+        train=train,
+        validation=p.data.get("validation"),
+        config=config.train,
+        optimizer=config.optimizer,
+        timetable=timetable,
+        plan=plan,
+        device=p.device,
+        layout=layout,
+        run=directory,
+        saver=Saver(directory.store, _known(config, p, plans), p.tokenizer, "", adapter),
+        world=world,
+        profile=Profile(directory, p.device, wanted=config.device.profile and world.leads),
+    )
+    if state and start:
+        try:
+            trainer.restore(state)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+            raise checkpoint.unfit(start, error) from error
+    return trainer
+
+
+def _known(config: TrainConfig, p: Prepared, plans: dict[str, Any]) -> Knowledge:
+    """What eval and predict must know beside the weights."""
+    return Knowledge(
+        task=p.task.name, facts=p.task.facts, columns=p.splits.roles.options, max_length=p.max_length, seed=config.train.seed, plan=plans
     )

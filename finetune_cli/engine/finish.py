@@ -192,6 +192,15 @@ def _card(trainer: Trainer, config: TrainConfig, splits: Splits, scores: dict[st
     )
 
 
+def _which(trainer: Trainer, monitor: str) -> str:
+    """How the exported checkpoint was chosen."""
+    if trainer.validation is None:
+        return "the last"
+    if trainer.state.best is None:
+        return f"the last: validation {monitor} was never a number"
+    return f"step {trainer.state.best_step} of {trainer.timetable.total}, by validation {monitor}"
+
+
 def _report(
     trainer: Trainer,
     config: TrainConfig,
@@ -211,10 +220,7 @@ def _report(
         ("task", trainer.task.name),
         ("model", manifest["model"]["told"]),
         *trainer.task.told_facts(),
-        (
-            "best checkpoint",
-            f"step {trainer.state.best_step} of {trainer.timetable.total}, by validation {monitor}" if trainer.validation else "the last",
-        ),
+        ("best checkpoint", _which(trainer, monitor)),
         ("device", f"{trainer.device.device}, {trainer.device.precision} ({trainer.device.reasons['precision']})"),
     ]
     with console.working("writing the report"):

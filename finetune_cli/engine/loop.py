@@ -7,6 +7,7 @@ what remains (moments, running sums, best score, patience) is the checkpoint's s
 from __future__ import annotations
 
 from finetune_cli import console
+from finetune_cli.engine import numbers
 from finetune_cli.engine.clock import Clock
 from finetune_cli.engine.optimizer import learning_rate
 from finetune_cli.engine.timetable import State, Timetable
@@ -34,6 +35,7 @@ def fit(trainer: Trainer) -> None:
                 trainer.make_room()
                 clock.count(trainer.rows_of(state.step - 1), trainer.lengths)
                 progress.update(state.step, state.step / t.per_epoch)
+                trainer.testify(read=trainer.updater.host_looks or t.due(state.step, t.log))
                 close_step(trainer, clock, progress)
             trainer.finish_saves()
         except Stopped:
@@ -62,6 +64,7 @@ def close_step(trainer: Trainer, clock: Clock, progress: console.Progress) -> No
         clock.stop()  # the device has caught up: reading the loss waited for it
         if state.loss_steps:
             clock.show(progress, record)
+            numbers.judge(trainer, record["train/loss"])
     if score:
         assert trainer.validation is not None
         trainer.updater.raise_if_bad()
@@ -71,6 +74,8 @@ def close_step(trainer: Trainer, clock: Clock, progress: console.Progress) -> No
         name = trainer.config.monitor or trainer.task.monitor
         console.say(f"step {state.step}: validation {name} {scores[name]:.4f}{', the best so far' * best}")
     if log:
+        if state.loss_steps:
+            numbers.note(state, record["train/loss"])
         trainer.loss.zero_()
         state.loss_steps = 0
     record |= {f"validation/{name}": value for name, value in scores.items()}
@@ -82,6 +87,8 @@ def close_step(trainer: Trainer, clock: Clock, progress: console.Progress) -> No
         state.finished = True
         console.say(f"stopped at step {state.step}: {patience} scorings without a better {trainer.config.monitor or trainer.task.monitor}")
     state.finished = state.finished or state.step == t.total
+    if score and state.finished:
+        numbers.refuse_no_best(trainer, scores["loss"])
     state.closed = True
     if t.due(state.step, t.save) or (score and best) or state.finished:
         progress.phase("saving")

@@ -136,6 +136,8 @@ class Updater:
         self.host_looks = device.type == "cpu" or not self.fused
         self.first_bad = torch.full((), math.inf, device=device)
         self.skips = 0
+        self.norms: tuple[list[int], Tensor] | None = None
+        """Of the last update: which parameters had a gradient, and the norm of each before clipping, on the device."""
 
     def update(self, lr: float, *, step: int, loss: Tensor) -> Tensor:
         """Apply the gradients and drop them; returns their norm before clipping, on the device."""
@@ -143,8 +145,9 @@ class Updater:
             group["lr"] = lr
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        there = [place for place, p in enumerate(self.parameters) if p.grad is not None]
+        gradients = [gradient for p in self.parameters if (gradient := p.grad) is not None]
+        norm = self._norm(there, gradients)
         bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
         if self.scaler is not None:
             self._scaled_step(norm, gradients, step)
@@ -154,6 +157,16 @@ class Updater:
                 self.raise_if_bad()
             self._step(norm, gradients)
         self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _norm(self, there: list[int], gradients: list[Tensor]) -> Tensor:
+        """The norm of all gradients, as ``torch.nn.utils.get_total_norm`` has it; those it is made of are kept."""
+        self.norms = None
+        if not gradients:
+            return torch.nn.utils.get_total_norm(gradients)
+        norms = torch.stack([norm.to(self.first_bad.device, torch.float32) for norm in torch._foreach_norm(gradients)])
+        self.norms = there, norms
+        norm: Tensor = torch.linalg.vector_norm(norms)
         return norm
 
     def _step(self, norm: Tensor, gradients: list[Tensor]) -> None:
@@ -191,13 +204,18 @@ class Updater:
 
     def raise_if_bad(self) -> None:
         """Read the guard back from the device and raise Diverged with the first bad step."""
-        first = float(self.first_bad)
-        if math.isfinite(first):
+        first = self.bad_step()
+        if first is not None:
             raise Diverged(
-                f"loss or gradients are not finite at step {int(first)}; the update was withheld",
-                where=f"step {int(first)}",
+                f"loss or gradients are not finite at step {first}; the update was withheld",
+                where=f"step {first}",
                 fix="a smaller optimizer.lr, a longer optimizer.warmup, or device.precision=fp32; then resume from the last checkpoint",
             )
+
+    def bad_step(self) -> int | None:
+        """The first update that was not finite, if any was; reads the device."""
+        first = float(self.first_bad)
+        return int(first) if math.isfinite(first) else None
 
     def state(self) -> dict[str, Any]:
         """Moments and counters, in the order of the parameters."""

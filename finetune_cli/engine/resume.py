@@ -50,6 +50,7 @@ def open_run(path: str, *, keep: int) -> Resumed:
     if run.status().get("state") == "done":
         return Resumed(run, None, finished=True)
     run.lock()
+    _say_if_it_died(run)
     run.store.sweep()
     if inside:
         checkpoint = run.store.named(given.resolve().name)
@@ -76,6 +77,16 @@ def begun(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
         what = f"the run's manifest.json holds no plan or no files: {type(error).__name__}: {error}"
         raise UserError(what, where=str(run.path), fix="copy it back from a backup, or train again") from error
     return plan, files
+
+
+def _say_if_it_died(run: Run) -> None:
+    """A process that was killed could not say so; we hold its lock, so it is gone."""
+    if run.status().get("state") != "running":
+        return
+    last: dict[str, Any] = next(reversed(run.timing()), {})
+    used = f"; it had used {last['memory_mb']:,.0f} MB" if "memory_mb" in last else ""
+    step = max(int(last.get("step", 0)), int(run.status().get("step", 0)))
+    console.warn(f"the process before died without a word after step {step}: killed, by hand or for want of memory{used}")
 
 
 def refuse_changes(run: Run, now: TrainConfig) -> None:

@@ -22,6 +22,10 @@ class State:
     misses: int = 0
     finished: bool = False
     metrics_bytes: int = 0
+    recent: list[float] = field(default_factory=list)
+    """The last recorded losses, and the run's first."""
+    first_loss: float | None = None
+    spikes: int = 0
     plan: dict[str, Any] = field(default_factory=dict)
 
     def saved(self) -> dict[str, Any]:

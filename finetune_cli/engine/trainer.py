@@ -16,7 +16,9 @@ from finetune_cli.batching import BatchPlan, epoch_order, micro_batches
 from finetune_cli.checkpoint import Saver
 from finetune_cli.config.schema import OptimizerConfig, TrainSection
 from finetune_cli.device import DevicePlan, no_room_for_one_row, out_of_memory
+from finetune_cli.engine import verify
 from finetune_cli.engine.ahead import Ahead, Update, helps
+from finetune_cli.engine.flight import Recorder
 from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.engine.objective import plain
 from finetune_cli.engine.optimizer import Updater, learning_rate
@@ -47,6 +49,7 @@ class Trainer:
     profile: Profile = field(default_factory=Profile)
     state: State = field(default_factory=State)
     updater: Updater = field(init=False)
+    flight: Recorder = field(init=False)
     lengths: np.ndarray = field(init=False)
     ahead: Ahead = field(init=False)
     _epochs: dict[int, list[np.ndarray]] = field(init=False, default_factory=dict)
@@ -54,6 +57,9 @@ class Trainer:
     _saved: tuple[int, bool] = field(init=False, default=(-1, True))
     _head_of: int = field(init=False, default=-1)
     _totals: tuple[int, dict[str, float]] = field(init=False, default=(-1, {}))
+    promised: list[str] = field(init=False, default_factory=list)
+    """What the checkpoint that the run goes on from says of its next rows."""
+    _witnessed: tuple[int, torch.Tensor] | None = field(init=False, default=None)
     _has_room: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +67,7 @@ class Trainer:
         self.lengths = self.train.examples.lengths()
         self.loss = torch.zeros((), device=self.device.device)
         self.ahead = Ahead(self._batches)
+        self.flight = Recorder(self.device.memory_mb, self.timetable.log)
 
     # -- one update ----------------------------------------------------------------------------
     def rows_of(self, step: int) -> np.ndarray:
@@ -77,11 +84,28 @@ class Trainer:
 
         Of several processes each takes its part of the rows; the update is that of the whole batch.
         """
+        lr = learning_rate(self.optimizer, self.state.step, self.timetable.total)
+        noted = self.flight.begin(self.state.step + 1, self.rows_of(self.state.step), lr)
+        noted.loss = loss = self.backward()
+        try:
+            with record_function(UPDATE):
+                self.updater.update(lr, step=self.state.step + 1, loss=loss)
+        finally:
+            noted.norms = self.updater.norms
+        self.flight.end(noted)
+        if self.state.step == self._saved[0]:
+            self._witnessed = self.state.step + 1, loss
+        self.loss += loss
+        self.state.step += 1
+        self.state.loss_steps += 1
+        self.state.closed = False
+
+    def backward(self) -> torch.Tensor:
+        """Gradients of the next update, of all processes; returns the whole batch's loss, [], on the device."""
         rows = self.world.part(self.rows_of(self.state.step), self.lengths)
         while True:
             try:
-                loss = self._gradients(rows)
-                break
+                return self.world.sum_gradients(self.updater.parameters, self._gradients(rows))
             except Exception as error:
                 self.updater.drop_gradients()
                 if not out_of_memory(error):
@@ -94,14 +118,6 @@ class Trainer:
                     f"out of memory at step {self.state.step + 1}: {self.plan.micro_tokens} tokens at a time from here on; "
                     f"the batch stays {self.plan.batch_size} rows and the mathematics the same"
                 )
-        loss = self.world.sum_gradients(self.updater.parameters, loss)
-        lr = learning_rate(self.optimizer, self.state.step, self.timetable.total)
-        with record_function(UPDATE):
-            self.updater.update(lr, step=self.state.step + 1, loss=loss)
-        self.loss += loss
-        self.state.step += 1
-        self.state.loss_steps += 1
-        self.state.closed = False
 
     def _gradients(self, rows: np.ndarray) -> torch.Tensor:
         """Sum the gradients of this process's rows of one batch; returns their part of its loss, on the device."""
@@ -156,6 +172,19 @@ class Trainer:
         assert self.train.targets is not None, "training rows are labelled"
         key = randomness.key(self.config.seed, "collate", step)
         return task.collate(examples.columns, self.train.targets[examples.row], self.layout, key=key)
+
+    def next_rows(self) -> list[str]:
+        """Digests of the next two updates' rows: their indices, tokens and targets. A checkpoint promises them to the run that goes on."""
+        coming = range(self.state.step, min(self.state.step + 2, self.timetable.total))
+        return [verify.rows_digest(self.train, self.rows_of(step)) for step in coming]
+
+    def testify(self, *, read: bool) -> None:
+        """Put the loss of the first update after a checkpoint on record, once it can be ``read`` without waiting for the device."""
+        if self._witnessed is None or not read:
+            return
+        (step, loss), self._witnessed = self._witnessed, None
+        if self.world.leads and math.isfinite(value := float(loss)):
+            self.run.record_witness(step, {"loss": value.hex(), "grounds": verify.grounds(self.device, self.plan)})
 
     def check(self) -> None:
         """Raise if a signal has come to this process."""
@@ -223,7 +252,7 @@ class Trainer:
             self.state.loss_sum = float(self.loss)
             self.state.metrics_bytes = self.run.metrics_bytes(durable=False)
             self.state.plan = self.plan.saved()
-            state = {**self.state.saved(), "optimizer": self.updater.state()}
+            state = {**self.state.saved(), "optimizer": self.updater.state(), "next_rows": self.next_rows()}
             with self.world.patience():
                 self.saver.save(self.state.step, self.model, state, best=best, last=self.state.finished, first=self.run.metrics_bytes)
         self._saved = (self.state.step, self.state.closed)
@@ -249,7 +278,9 @@ class Trainer:
         """Go on from a checkpoint's state; the model's weights are loaded already. Raises ValueError and its like where it does not fit."""
         self.updater.load(saved["optimizer"])
         for name in State.__slots__:
-            setattr(self.state, name, saved[name])
+            if name in saved:
+                setattr(self.state, name, saved[name])
+        self.promised = list(saved.get("next_rows", []))
         self.plan = BatchPlan(**self.state.plan)
         if not 0 <= self.state.step <= self.timetable.total or self.state.metrics_bytes < 0:
             raise ValueError(f"step {self.state.step} of {self.timetable.total}")

@@ -209,6 +209,29 @@ class Run:
         """Adds a line to timing.jsonl: whatever the clock or the machine says."""
         self._append(layout.TIMING, step, values)
 
+    def record_witness(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds a line to witness.jsonl: the loss of the first update after a checkpoint, which a resume from there computes again."""
+        self._append(layout.WITNESS, step, values)
+
+    def witness(self, step: int) -> dict[str, Any] | None:
+        """What was last recorded of the update that ended in ``step``."""
+        found = [record for record in self._witnesses() if record["step"] == step]
+        return found[-1] if found else None
+
+    def _witnesses(self) -> list[dict[str, Any]]:
+        """The whole records of witness.jsonl, which is not synced: what a power loss left of it is no reason to stop."""
+        kinds = {"step": int, "loss": str, "grounds": dict}
+        records = reading.whole_lines(self.path / layout.WITNESS)
+        return [record for record in records if all(isinstance(record.get(key), kind) for key, kind in kinds.items())]
+
+    def cut_witness(self, step: int) -> None:
+        """Forgets for good what was recorded after ``step``: those updates are made again, perhaps otherwise."""
+        path = self.path / layout.WITNESS
+        kept = b"".join(json_line(record) for record in self._witnesses() if record["step"] <= step)
+        if kept != reading.read(path):
+            with disk_trouble(self.fs, f"cutting {layout.WITNESS}", path):
+                write_whole(self.fs, path, kept)
+
     def _append(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         first = {"step": step, **({"epoch": values["epoch"]} if "epoch" in values else {})}
         rest = {key: values[key] for key in sorted(values) if key not in first}
@@ -295,6 +318,33 @@ class Run:
     def profile(self, name: str) -> dict[str, Any]:
         """A JSON file of ``profile/``; empty if there is none."""
         return reading.object(self.path / layout.PROFILE / name)
+
+    @property
+    def crash_dir(self) -> Path:
+        return self.path / layout.CRASH
+
+    def write_crash(self, files: Mapping[str, Content]) -> bool:
+        """Makes ``crash/`` whole: what is known of the end of a run that ended badly. False where the disk does not let us."""
+        try:
+            with disk_trouble(self.fs, "writing the crash", self.crash_dir):
+                write_folder(self.fs, self.crash_dir, files)
+        except MachineError:
+            return False
+        return True
+
+    def crash(self) -> dict[str, Any]:
+        """The summary of the last bad end; empty if there was none."""
+        return reading.object(self.crash_dir / "crash.json")
+
+    def crash_updates(self) -> list[dict[str, Any]]:
+        """The last updates before it."""
+        return reading.lines(self.crash_dir / "updates.jsonl")
+
+    def write_replay(self, found: Mapping[str, Any]) -> None:
+        """What a replay found, into ``crash/``."""
+        with disk_trouble(self.fs, "writing the replay", self.crash_dir):
+            make_folders(self.fs, self.crash_dir)
+            write_whole(self.fs, self.crash_dir / "replay.json", json_bytes(found))
 
     def evaluation_dir(self, name: str, *, own: bool = False) -> Path:
         """A new folder ``eval/NAME`` (-2, -3 … where taken); ``./evals/NAME`` if the run cannot be written.
