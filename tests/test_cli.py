@@ -129,7 +129,7 @@ def test_help_of_a_verb_lists_every_option_and_group(verb: str, ftune_inside: Ca
 
 
 @pytest.mark.parametrize(
-    ("typed", "fix"), [("trian", "did you mean 'ftune train'"), ("-m", "ftune train | eval"), ("+exp=x", "ftune train |")]
+    ("typed", "fix"), [("trian", "did you mean 'ftune train'"), ("-m", "ftune train | check"), ("+exp=x", "ftune train |")]
 )
 def test_unknown_verbs(typed: str, fix: str, ftune_inside: Callable[..., Ran]) -> None:
     ran = ftune_inside(typed)
@@ -482,7 +482,7 @@ def test_a_broken_hydra_plugin_is_named(ftune: Callable[..., Ran], tmp_path: Pat
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        ("ftune ", "train eval predict"),
+        ("ftune ", "train check eval predict replay"),
         ("ftune tr", "train"),
         ("ftune train model=", "model=minilm model=tiny"),
         ("ftune train +exp=st", "+exp=stars"),
