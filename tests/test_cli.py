@@ -482,7 +482,7 @@ def test_a_broken_hydra_plugin_is_named(ftune: Callable[..., Ran], tmp_path: Pat
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        ("ftune ", "train eval predict"),
+        ("ftune ", "train eval predict replay"),
         ("ftune tr", "train"),
         ("ftune train model=", "model=minilm model=tiny"),
         ("ftune train +exp=st", "+exp=stars"),
