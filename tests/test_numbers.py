@@ -79,13 +79,16 @@ def test_a_metric_that_is_no_number_is_never_the_best(
 
 
 def test_what_is_a_spike() -> None:
-    usual = [2.0, 1.0, 1.0] * 4
+    usual = [1.2, 1.0, 1.0] * 4
     assert spike(FACTOR * 1.01, usual, 2.0) == pytest.approx(FACTOR * 1.01)
     assert spike(FACTOR * 0.99, usual, 2.0) is None
     assert spike(10.0, usual[: LEAST - 1], 2.0) is None, "too little is known"
     assert spike(0.3, [0.01] * 50, 0.7) is None, "thirty times nothing is little"
     assert spike(0.7, [0.01] * 50, 0.7) == pytest.approx(70)
     assert spike(5.0, [-1.0] * 50, 0.7) is None
+    noisy = [0.01] * 90 + [0.75] * 10
+    assert spike(0.8, noisy, 0.7) is None, "eighty times the median, and as often seen"
+    assert spike(1.6, noisy, 0.7) == pytest.approx(160)
 
 
 def jumps(patch: pytest.MonkeyPatch, step: int) -> None:

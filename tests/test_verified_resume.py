@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from forked import Forks
-from ran import Ran, labelled_rows, write_rows
+from ran import Ran, labelled_rows, one_a_task, write_rows
 
 from finetune_cli import checkpoint
 from finetune_cli.engine import trainer as trainers
@@ -215,3 +215,13 @@ def test_a_loss_on_record_is_that_of_its_own_history(dead: Dead) -> None:
     assert "lightning" in error[0]
     assert [json.loads(line)["step"] for line in (dead.run / "witness.jsonl").read_text().splitlines()] == [5, 5, 5]
     assert told(dead.resume(*other).ok()).endswith("weights and moments (sha256), rows of the next 2 updates")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*one_a_task(), "sentiment_lora"])
+def test_every_task_comes_back_as_it_was_saved(name: str, ftune_inside: Callable[..., Ran], tmp_path: Path) -> None:
+    keys = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "model.shape.intermediate=32", "data.max_rows=96"]
+    keys += ["train.steps=4", "train.save_every=2", "train.batch_size=16", "device=cpu", "device.threads=1", f"run.dir={tmp_path / 'run'}"]
+    with die_in(4):
+        ftune_inside("train", f"+exp={name}", *keys).fails(5)
+    assert "rows of the next 2 updates, loss of step 3 (to the bit)" in told(ftune_inside("train", f"resume={tmp_path / 'run'}").ok())

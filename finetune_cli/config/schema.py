@@ -329,7 +329,7 @@ class TrainSection:
     log_every: Any = option(10, form="steps")
     """Write loss and learning rate every so many steps, or every ``epoch``."""
     on_spike: OnSpike = OnSpike.warn
-    """Where a recorded loss is over 3 times the median of the last 100: ``warn`` and go on, or ``stop`` (exit 4, last checkpoint whole)."""
+    """Where a recorded loss jumps (3 times the median of the last 100, beyond their noise): ``warn``, or ``stop`` (exit 4)."""
     keep: int = option(0, least=0)
     """Checkpoints to keep besides best and last."""
 

@@ -79,7 +79,11 @@ class Recorder:
 
 def offender(trainer: Trainer) -> Update | None:
     """The update that was not finite, or the one that was begun and not ended."""
-    updates, first = trainer.flight.updates, trainer.updater.bad_step()
+    updates = trainer.flight.updates
+    try:
+        first = trainer.updater.bad_step()
+    except RuntimeError:  # a device that is lost tells nothing any more
+        first = None
     if first is not None:
         return next((update for update in updates if update.step == first), Update(first, trainer.rows_of(first - 1), math.nan, 0.0))
     return updates[-1] if updates and updates[-1].seconds is None else None

@@ -26,6 +26,8 @@ LEAST = 10
 """Recorded losses before which nothing is judged."""
 SHARE = 0.5
 """A spike is at least this share of the run's first recorded loss: near zero, many times the median is still nothing."""
+NOISE, BEYOND = 0.95, 2.0
+"""And it is so many times that quantile of those before: one wrong label in a small batch makes a loss that comes again and again."""
 WARNINGS = 5
 """After so many a run warns no more."""
 
@@ -34,8 +36,8 @@ def spike(loss: float, before: Sequence[float], first: float | None) -> float | 
     """How many times the median of ``before`` a recorded loss is, where that is a spike; ``first`` is the run's first one."""
     if len(before) < LEAST or first is None:
         return None
-    usual = median(before)
-    return loss / usual if usual > 0 and loss > FACTOR * usual and loss > SHARE * first else None
+    usual, noise = median(before), sorted(before)[int(NOISE * len(before))]
+    return loss / usual if usual > 0 and loss > max(FACTOR * usual, BEYOND * noise, SHARE * first) else None
 
 
 def judge(trainer: Trainer, loss: float) -> None:
