@@ -1315,3 +1315,10 @@ def test_a_trap_does_not_spring(name: str, ground: Callable[[str], Ground], fork
     assert not set(map(chr, [*range(9), *range(11, 32), 127, *range(128, 160), 0x202E])) & set(ran.out + ran.err), "it steers the terminal"
     new = [path for path in g.folder.rglob("*") if path.is_file() and path.stat().st_mtime >= began and g.outside not in path.parents]
     assert not [path for path in new if SECRET.encode() in path.read_bytes()], "a secret was written down"
+
+
+def test_code_of_the_hub_needs_the_commit_that_was_read(ftune_inside: Callable[..., Ran]) -> None:
+    """With it the config holds; every other form is a case of ``bad_inputs/hostile.yaml``."""
+    settings = ["train", "data.train=train.csv", "model.path=some/model", "model.trust_remote_code=true"]
+    ftune_inside(*settings, f"model.revision={'0123456789abcdef0123' * 2}", "--cfg", "job").ok()
+    ftune_inside(*settings, f"model.revision={'0123456789ABCDEF0123' * 2}", "--cfg", "job").fails(2)
