@@ -33,10 +33,23 @@ TIMEOUT_SECONDS = 300
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda", "mps"], help="device that the tests train and predict on")
+    parser.addoption("--thorough", action="store_true", help="all cases of the tables of which a sample is run otherwise")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long tests first, so that parallel workers end together."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A sample of large tables, unless all are asked for; the long tests first, so that parallel workers end together."""
+    counts: dict[str, int] = {}
+    left_out = []
+    for item in [] if config.getoption("thorough") else items:
+        if (sampled := item.get_closest_marker("sampled")) is not None and len(config.args) and "::" not in config.args[0]:
+            name = item.nodeid.partition("[")[0]
+            counts[name] = counts.get(name, -1) + 1
+            if counts[name] % sampled.args[0]:
+                left_out.append(item)
+    if left_out:
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
+        config.hook.pytest_deselected(items=left_out)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

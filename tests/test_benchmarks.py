@@ -38,6 +38,7 @@ import startup
 import task_peers
 import tokenising
 
+pytestmark = pytest.mark.sampled(3)
 TRAINER = ["transformers.trainer", "accelerate", "datasets", "torch._dynamo"] if find_spec("accelerate") else []
 Show = Callable[[Callable[[Sequence[str]], None], str], list[list[str]]]
 

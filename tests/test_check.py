@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from ran import Ran, labelled_rows, one_a_task, write_rows
 
+pytestmark = pytest.mark.sampled(2)
+
 Ftune = Callable[..., Ran]
 TINY = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "model.shape.intermediate=32", "device=cpu"]
 

@@ -261,6 +261,8 @@ def test_early_stopping_stops_and_the_best_is_kept(make: Make) -> None:
 
 @pytest.mark.parametrize("name", list(OptimizerName))
 def test_every_optimizer_learns_and_resumes(make: Make, name: OptimizerName) -> None:
+    if name == OptimizerName.adamw_8bit:
+        pytest.importorskip("bitsandbytes")
     lr = {"sgd": 0.1, "adagrad": 0.03, "adafactor": 0.03}.get(name.value, 3e-3)
     config = OptimizerConfig(name=name, lr=lr, momentum=0.9 if name == OptimizerName.sgd else 0.0)
     reference = make("reference", optimizer=config, epochs=6)

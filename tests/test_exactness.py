@@ -23,6 +23,8 @@ from finetune_cli.engine import environment, loop
 from finetune_cli.engine.loop import State, Trainer
 from finetune_cli.errors import Stopped
 
+pytestmark = pytest.mark.sampled(4)
+
 MEMORY = 5e5
 """Bytes that are said to be free: a batch goes through in several micro-batches."""
 TINY = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "model.shape.heads=2", "model.shape.intermediate=64"]

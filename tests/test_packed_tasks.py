@@ -27,6 +27,8 @@ from finetune_cli.packing import rows as rows_module
 from finetune_cli.tasks import get
 from finetune_cli.tasks.base import Flat, Task
 
+pytestmark = pytest.mark.sampled(2)
+
 ENCODERS: dict[str, dict[str, Any]] = {
     family: {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     for family in ("Bert", "Roberta", "XLMRoberta", "Camembert")

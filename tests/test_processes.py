@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ran import EXPERIMENTS, ROOT, Ran, labelled_rows, write_rows
+from ran import ROOT, Ran, labelled_rows, one_a_task, write_rows
 from safetensors.torch import load_file
 
 from finetune_cli.errors import Stopped
@@ -56,7 +56,7 @@ def gradients(trainer: Any, world: Alone) -> tuple[torch.Tensor, dict[str, torch
     return loss, {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", one_a_task())
 def test_a_batch_dealt_out_has_the_gradient_of_the_batch(
     name: str, ftune_inside: Ftune, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:

@@ -39,6 +39,8 @@ from finetune_cli.run import Run
 from finetune_cli.storage import Lock, Store, seal
 from finetune_cli.tasks import task_configs
 
+pytestmark = pytest.mark.sampled(3)
+
 # tables ----------------------------------------------------------------------------------------------------------------------
 
 CHARACTERS = {
