@@ -33,7 +33,7 @@ from finetune_cli.models import saved_tensors
 from finetune_cli.snapshot import DTYPES, Snapshot, write_tensors
 from finetune_cli.storage import REAL, Background, FileSystem, Store
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(4)
 
 SMALL = {"num_attention_heads": 2, "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32, "vocab_size": 50}
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 50}

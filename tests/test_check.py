@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ran import Ran, labelled_rows, one_a_task, write_rows
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(4)
 
 Ftune = Callable[..., Ran]
 TINY = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "model.shape.intermediate=32", "device=cpu"]

@@ -23,7 +23,7 @@ from finetune_cli.engine import environment, loop
 from finetune_cli.engine.loop import State, Trainer
 from finetune_cli.errors import Stopped
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 MEMORY = 5e5
 """Bytes that are said to be free: a batch goes through in several micro-batches."""
@@ -179,8 +179,9 @@ def test_less_memory_from_the_start_is_another_plan(
     wound: Callable[[str], Wound], data: list[str], ftune_inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the test above holds against."""
+    whole = wound("long").whole
     monkeypatch.setattr(environment, "free_memory", lambda device: MEMORY / 2)
-    assert weights(ftune_inside("train", *data, *TINY, *LONG).ok().run) != weights(wound("long").whole)
+    assert weights(ftune_inside("train", *data, *TINY, *LONG).ok().run) != weights(whole)
 
 
 # -- the negative control ------------------------------------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ def test_without_any_field_the_run_is_another(
 
     monkeypatch.setattr(checkpoint, "load_state", without)
     ran = ftune_inside("train", f"resume={copy}")
-    assert ran.code == 2 or digest(copy) != run.expected
+    assert ran.code in (2, 6) or digest(copy) != run.expected
 
 
 def test_weights_of_an_earlier_step_are_another_run(
@@ -258,8 +259,7 @@ def test_weights_of_an_earlier_step_are_another_run(
     run, real = wound("long"), checkpoint.load_model
     copy = run.back(tmp_path / "copy", 6)
     monkeypatch.setattr(checkpoint, "load_model", lambda path, *more, **how: real(path.with_name("step-00000005"), *more, **how))
-    ftune_inside("train", f"resume={copy}").ok()
-    assert digest(copy) != run.expected
+    assert "weights differ" in ftune_inside("train", f"resume={copy}").fails(6)[0]
 
 
 @pytest.mark.parametrize("dropped", [False, True])
@@ -287,7 +287,8 @@ def test_a_step_whose_scoring_was_cut_short_is_scored_once(
 def test_every_field_of_the_resume_state_has_its_control(wound: Callable[[str], Wound]) -> None:
     """A field that is added needs a run that is another without it."""
     state = checkpoint.load_state(wound("long").whole / "checkpoints/last")
-    assert set(state) == set(State.__slots__) | {"optimizer"}
-    assert {name for name in ABLATED if ":" not in name} | {"closed"} == set(State.__slots__)
+    assert set(state) == set(State.__slots__) | {"optimizer", "next_rows"}  # the last is a promise, and is compared (test_verified_resume)
+    elsewhere = {"closed", "recent", "first_loss", "spikes"}  # the test above; what spikes are judged by is in test_numbers
+    assert {name for name in ABLATED if ":" not in name} | elsewhere == set(State.__slots__)
     kinds = {kind for moments in tree(state["optimizer"]) for kind, value in moments.items() if hasattr(value, "dtype")}
     assert kinds == {name.partition(": ")[2] for name in ABLATED if ":" in name}

@@ -27,7 +27,7 @@ from finetune_cli.packing import rows as rows_module
 from finetune_cli.tasks import get
 from finetune_cli.tasks.base import Flat, Task
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(6)
 
 ENCODERS: dict[str, dict[str, Any]] = {
     family: {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

@@ -39,7 +39,7 @@ from finetune_cli.run import Run
 from finetune_cli.storage import Lock, Store, seal
 from finetune_cli.tasks import task_configs
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(4)
 
 # tables ----------------------------------------------------------------------------------------------------------------------
 

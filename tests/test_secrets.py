@@ -11,7 +11,7 @@ from ran import Ran, labelled_rows, write_rows
 
 from finetune_cli.said import hide, names_secret, without_secrets
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(5)
 
 NAMES = (
     *("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "OPENAI_API_KEY", "GITHUB_PAT", "PGPASSWORD", "MYSQL_PWD"),

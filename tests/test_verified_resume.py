@@ -26,7 +26,7 @@ from finetune_cli.errors import MachineError
 from finetune_cli.run import Run
 from finetune_cli.tasks import get
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 SMALL = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.steps=10", "train.batch_size=8", "train.save_every=4"]
 SMALL += ["train.log_every=1", "device=cpu", "device.threads=1", "device.precision=fp32", "train.eval_every=100"]
