@@ -155,7 +155,7 @@ def digest(trainer: Trainer) -> str:
 
 def gradients(trainer: Trainer) -> list[torch.Tensor]:
     trainer.state.step = 2
-    trainer._gradients(trainer.rows_of(2))
+    trainer.gradients(trainer.rows_of(2))
     return [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
 
 
@@ -178,12 +178,12 @@ def test_the_ragged_tail_is_normalised_by_its_own_rows(make: Make) -> None:
     sizes = [len(trainer.rows_of(step)) for step in range(trainer.timetable.per_epoch)]
     tail = sizes.index(ROWS % BATCH)
     rows = trainer.rows_of(tail)
-    batch = trainer._batch(rows)
+    batch = trainer.batch(rows)
     trainer.model.train()
     logits = trainer.model(**batch.inputs).logits
     expected = torch.nn.functional.cross_entropy(logits, batch.targets)
     trainer.state.step = tail
-    torch.testing.assert_close(trainer._gradients(rows), expected.detach())
+    torch.testing.assert_close(trainer.gradients(rows), expected.detach())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

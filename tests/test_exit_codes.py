@@ -60,14 +60,14 @@ def test_2_leaves_no_directory_behind(train: Callable[..., Ran], tmp_path: Path)
 def test_4_divergence_keeps_the_last_good_checkpoint(train: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_cli.engine.loop import Trainer
 
-    real = Trainer._batch
+    real = Trainer.batch
 
     def poisoned(self: Trainer, part: Any) -> Any:
         if self.state.step == 3:
             next(self.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
         return real(self, part)
 
-    monkeypatch.setattr(Trainer, "_batch", poisoned)
+    monkeypatch.setattr(Trainer, "batch", poisoned)
     ran = train("train.save_every=1", "train.steps=6")
     told = ran.fails(4)
     assert "not finite at step 4" in told[0]

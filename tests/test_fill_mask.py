@@ -291,13 +291,13 @@ def test_masks_do_not_depend_on_the_micro_batch(
     whole: Path, files: list[str], ftune_inside: Ftune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few tokens at a time: the same losses to rounding (no dropout, which is keyed by the pass)."""
-    from finetune_cli.commands import train
+    from finetune_cli.engine import building
 
     keys = [*files, *KEYS, *SMALL, "model.dropout=0", "device.precision=fp32"]
-    runs, find = [], train.batching.find
+    runs, find = [], building.batching.find
     for name in ("one", "several"):
         if name == "several":
-            monkeypatch.setattr(train.batching, "find", lambda *a, **k: find(*a, **{**k, "memory_bytes": 0.0}))
+            monkeypatch.setattr(building.batching, "find", lambda *a, **k: find(*a, **{**k, "memory_bytes": 0.0}))
         runs.append(ftune_inside("train", *keys, f"run.dir={tmp_path / name}").ok().run)
     one, several = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs)
     assert json.loads((runs[1] / "manifest.json").read_text())["plan"]["batches"]["micro_tokens"] < 200

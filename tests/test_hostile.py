@@ -1323,4 +1323,5 @@ def test_code_of_the_hub_needs_the_commit_that_was_read(ftune_inside: Callable[.
     """With it the config holds; every other form is a case of ``bad_inputs/hostile.yaml``."""
     settings = ["train", "data.train=train.csv", "model.path=some/model", "model.trust_remote_code=true"]
     ftune_inside(*settings, f"model.revision={'0123456789abcdef0123' * 2}", "--cfg", "job").ok()
-    ftune_inside(*settings, f"model.revision={'0123456789ABCDEF0123' * 2}", "--cfg", "job").fails(2)
+    refused = ftune_inside(*settings, f"model.revision={'0123456789ABCDEF0123' * 2}", "--cfg", "job").fails(2)
+    assert "revision" in " ".join(refused)

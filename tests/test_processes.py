@@ -52,7 +52,7 @@ def gradients(trainer: Any, world: Alone) -> tuple[torch.Tensor, dict[str, torch
     """Loss and gradients of this world's part of the third batch, which takes as many passes as the plan says."""
     trainer.world, trainer._totals = world, (-1, {})
     trainer.model.zero_grad(set_to_none=True)
-    loss = trainer._gradients(world.part(trainer.rows_of(2), trainer.lengths))
+    loss = trainer.gradients(world.part(trainer.rows_of(2), trainer.lengths))
     return loss, {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
 
 

@@ -9,20 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from finetune_cli import console, models, packing
-from finetune_cli.batching import BatchPlan
+from finetune_cli import console, models
 from finetune_cli.config import CheckConfig, Invocation, TrainConfig
 from finetune_cli.engine import building
 from finetune_cli.engine.optimizer import warmup_steps
 from finetune_cli.engine.prepared import Prepared, prepare
+from finetune_cli.engine.rehearsal import rehearse
 from finetune_cli.engine.signals import stoppable
-from finetune_cli.engine.timetable import Timetable
+from finetune_cli.engine.trainer import Trainer
 from finetune_cli.errors import UserError
-from finetune_cli.packing import Packed
 from finetune_cli.run import Run
 from finetune_cli.storage import REAL, json_bytes, write_whole
+from finetune_cli.world import Alone
 
 
 def run(config: CheckConfig, invocation: Invocation) -> float | None:
@@ -31,22 +29,15 @@ def run(config: CheckConfig, invocation: Invocation) -> float | None:
     target = _target(config.ledger)
     with stoppable() as stop:
         prepared = prepare(train, invocation.user_set, None, stop)
-        prepared.device.apply()
-        timetable = Timetable.of(train.train, len(prepared.data["train"].examples))
-        warmup = warmup_steps(train.optimizer, timetable.total)
         directory = Run.create(train.run, name="check", keep=train.train.keep)
         try:
-            network, adapter = building.model(train, prepared, None, base_dir=directory.base_dir)
-            stop.check()
-            plan = _batches(train, prepared, network)
-            checkpoint_bytes, model_bytes = _bytes(network)
-            disk = directory.store.preflight(checkpoint_bytes, other_bytes=model_bytes)
+            trainer = building.assembled(train, prepared, directory, None, Alone(stop))
+            rehearse(trainer, train.device.memory_budget)
+            of_checkpoint, of_model = models.bytes_on_disk(trainer.model)
+            disk = directory.store.preflight(of_checkpoint, other_bytes=of_model)
         finally:
             directory.abandon()
-    found = _ledger(train, prepared, network, plan, disk) | {
-        "steps": {"total": timetable.total, "an_epoch": timetable.per_epoch, "warmup": warmup},
-        "adapter": adapter.told if adapter else None,
-    }
+    found = _ledger(train, prepared, trainer, disk)
     _say(found, prepared)
     if target is not None:
         write_whole(REAL, target, json_bytes(found))
@@ -66,23 +57,11 @@ def _target(name: str | None) -> Path | None:
     return target
 
 
-def _batches(config: TrainConfig, p: Prepared, network: nn.Module) -> BatchPlan:
-    """How the rows would pass through the device, which the model must be on for that."""
-    network = network.to(p.device.device)
-    layout, told = packing.layout(network, pad_id=p.tokenizer.pad_token_id or 0, limit=p.max_length, device=p.device)
-    p.task.adjust(network)
-    return building.batches(config, p, network, packed=isinstance(layout, Packed), layout=told, saved_plan=None)
-
-
-def _bytes(network: nn.Module) -> tuple[int, int]:
-    """(of a checkpoint, of the exported model)."""
-    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in network.parameters()]
-    return 3 * sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
-
-
-def _ledger(config: TrainConfig, p: Prepared, network: nn.Module, plan: BatchPlan, disk: tuple[int, int]) -> dict[str, Any]:
+def _ledger(config: TrainConfig, p: Prepared, trainer: Trainer, disk: tuple[int, int]) -> dict[str, Any]:
     """What was found, JSON-ready: every file with its sha256, every split in numbers, and what a run would be made of."""
-    trainable, everything = models.parameters(network)
+    trainable, everything = models.parameters(trainer.model)
+    timetable, adapter = trainer.timetable, trainer.saver.adapter
+    warmup = warmup_steps(config.optimizer, timetable.total)
     return {
         "ready": True,
         "task": p.task.name,
@@ -96,7 +75,9 @@ def _ledger(config: TrainConfig, p: Prepared, network: nn.Module, plan: BatchPla
         "parameters": {"trainable": trainable, "all": everything},
         "max_length": p.max_length,
         "seed": config.train.seed,
-        "plan": {"device": p.device.saved(), "batches": plan.saved()},
+        "steps": {"total": timetable.total, "an_epoch": timetable.per_epoch, "warmup": warmup},
+        "adapter": adapter.told if adapter else None,
+        "plan": trainer.saver.knowledge.plan,
         "disk": {"needed_bytes": disk[0], "free_bytes": disk[1]},
     }
 

@@ -10,7 +10,7 @@ from functools import partial
 from finetune_cli import console, report
 from finetune_cli.config import EvalConfig, Invocation, Split
 from finetune_cli.data import Splits, load_splits
-from finetune_cli.engine import environment, expectations, scoring
+from finetune_cli.engine import environment, expectations, scoring, together
 from finetune_cli.engine.inference import Labelled
 from finetune_cli.engine.opened import Opened, evaluation_name, file_stem
 from finetune_cli.engine.preparation import warn_if_cut
@@ -20,10 +20,12 @@ from finetune_cli.engine.together import worked_at
 from finetune_cli.errors import UserError
 from finetune_cli.run import Run, new_evaluation_dir
 from finetune_cli.storage import REAL, disk_trouble
+from finetune_cli.world import follow_if_outside
 
 
 def run(config: EvalConfig, invocation: Invocation) -> float | None:
     """Score, print ``{split: {metric: …}}``, write the evaluation. Returns the task's own metric."""
+    follow_if_outside(together.__name__)
     with stoppable() as stop, worked_at(config, stop) as (opened, world):
         expected = expectations.read(config.expect, opened.task.metric_names())
         splits, split = _read(config, opened, invocation.user_set)

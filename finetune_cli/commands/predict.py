@@ -20,21 +20,21 @@ from finetune_cli.config.schema import DataFormat
 from finetune_cli.data import Rows, stream, texts
 from finetune_cli.data.sources import SUFFIXES, File, resolve, suffix_of
 from finetune_cli.encoded import join
+from finetune_cli.engine import together
 from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.engine.opened import Opened
 from finetune_cli.engine.scoring import json_text
 from finetune_cli.engine.signals import stoppable
 from finetune_cli.engine.together import worked_at
 from finetune_cli.errors import MachineError, UserError
-from finetune_cli.world import Alone, outside
+from finetune_cli.world import Alone, follow_if_outside
 
 
 def run(config: PredictConfig, invocation: Invocation) -> float | None:
     """Read, label, write window after window; each window is flushed before the next is read."""
-    leads = not (place := outside()) or not place.rank
-    if leads:
-        _refuse_other_forms(config.output)
-    source = _source(config) if leads else None
+    follow_if_outside(together.__name__)
+    _refuse_other_forms(config.output)
+    source = _source(config)
     with stoppable() as stop, worked_at(config, stop) as (opened, world):
         started, done, cut = time.perf_counter(), 0, 0
         remarks: Counter[str] = Counter()

@@ -27,15 +27,13 @@ from finetune_cli.engine.together import gathered
 from finetune_cli.errors import Diverged, Exit, FtuneError, Interrupted, Stopped
 from finetune_cli.run import Run, State
 from finetune_cli.storage import disk_trouble
-from finetune_cli.world import Alone, Group, follow_outside, outside
+from finetune_cli.world import Alone, Group, follow_if_outside
 
 
 def run(config: TrainConfig, invocation: Invocation) -> float | None:
     """Train, and print the run directory whenever there is one. Returns the monitored score, for sweepers."""
-    place = outside()
+    follow_if_outside(__name__)
     with stoppable() as stop:
-        if place is not None and place.rank:
-            follow_outside(place, __name__)
         where = resume.wanted(config)
         resumed = resume.open_run(where, keep=config.train.keep) if where else None
         if resumed is not None and resumed.finished:
@@ -64,7 +62,7 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         prepared = prepare(config, invocation.user_set, resumed, stop)
         world = gathered(prepared.device, stop, __name__)
         world.share(Common(config, prepared.for_others(), directory.path, resumed.checkpoint if resumed else None))
-        trainer = building.assembled(config, prepared, directory, resumed, world)
+        trainer = building.assembled(config, prepared, directory, resumed, world, config_yaml=invocation.config_yaml)
         rehearse(trainer, config.device.memory_budget)
         _begin(config, invocation, prepared, trainer, resumed, stop)
         began = True
@@ -175,7 +173,6 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
     directory.store.make()
     directory.write_command(["ftune", *invocation.typed])
     directory.set_status("running", step=trainer.state.step)
-    trainer.saver = replace(trainer.saver, config_yaml=invocation.config_yaml)
     if start:
         directory.cut_metrics(trainer.state.metrics_bytes)
         directory.cut_witness(trainer.state.step + 1)
@@ -188,11 +185,10 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
 
 def _write_first(directory: Run, invocation: Invocation, manifest: dict[str, Any], model: nn.Module) -> None:
     """Write what makes a directory a run, once there is room for its checkpoints."""
-    weights = sum(t.numel() * t.element_size() for t in model.parameters())
-    trained = sum(t.numel() * t.element_size() for t in model.parameters() if t.requires_grad)
+    of_checkpoint, of_model = models.bytes_on_disk(model)
     directory.write_manifest(manifest)
-    directory.store.preflight(3 * trained, other_bytes=weights)
-    directory.reserve(weights)
+    directory.store.preflight(of_checkpoint, other_bytes=of_model)
+    directory.reserve(of_model)
     directory.write_config(invocation.config_yaml)  # with it the run exists
 
 

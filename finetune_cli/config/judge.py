@@ -239,6 +239,8 @@ def _together_wrong(values: Mapping[str, Any], where: Callable[[str], str]) -> l
         problems.append(Problem("resume=auto does not know which run to go on with", where("resume"), fix))
     if values.get("optimizer.nesterov") is True and not values.get("optimizer.momentum"):
         problems.append(Problem("optimizer.nesterov needs momentum", where("optimizer.nesterov"), "set optimizer.momentum=0.9"))
+    if values.get("device.name") == "cpu" and values.get("device.precision") == "fp16":
+        problems.append(Problem("fp16 training needs CUDA", where("device.precision"), "device.precision=bf16, fp32 or auto"))
     if values.get("model.trust_remote_code") is True and not re.fullmatch(r"[0-9a-f]{40}", str(values.get("model.revision"))):
         fix = "set model.revision to the full 40-digit commit hash that you have read"
         problems.append(Problem("model.trust_remote_code runs code from the hub", where("model.trust_remote_code"), fix))

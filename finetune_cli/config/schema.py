@@ -347,8 +347,8 @@ class RunConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class TrainConfig:
-    """``ftune train``."""
+class Experiment:
+    """What is trained, on what and how: of ``ftune train`` and ``ftune check`` alike."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -357,10 +357,6 @@ class TrainConfig:
     device: TrainDeviceConfig = field(default_factory=TrainDeviceConfig)
     train: TrainSection = field(default_factory=TrainSection)
     run: RunConfig = field(default_factory=RunConfig)
-    resume: str | None = option(None, path=True)
-    """A run or checkpoint to go on with, or ``auto``: go on with ``run.dir`` if it holds a run, else start it."""
-    resume_allow: list[str] = option([])
-    """Keys that may differ from the resumed run, such as ``train.epochs`` or ``data.train``."""
     expect: dict[str, Any] = option({}, form="expectations")
     """Stated expectations on the metrics (of train: on test, else validation), such as ``expect.accuracy='>=0.8'``; missed: exit 3."""
     offline: bool = False
@@ -368,26 +364,25 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class CheckConfig:
+class TrainConfig(Experiment):
+    """``ftune train``."""
+
+    resume: str | None = option(None, path=True)
+    """A run or checkpoint to go on with, or ``auto``: go on with ``run.dir`` if it holds a run, else start it."""
+    resume_allow: list[str] = option([])
+    """Keys that may differ from the resumed run, such as ``train.epochs`` or ``data.train``."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckConfig(Experiment):
     """``ftune check``: what ``ftune train`` takes, to look at and not to run."""
 
-    task: TaskConfig = field(default_factory=TaskConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    device: TrainDeviceConfig = field(default_factory=TrainDeviceConfig)
-    train: TrainSection = field(default_factory=TrainSection)
-    run: RunConfig = field(default_factory=RunConfig)
-    expect: dict[str, Any] = option({}, form="expectations")
-    """Stated expectations on the metrics (of train: on test, else validation), such as ``expect.accuracy='>=0.8'``; missed: exit 3."""
-    offline: bool = False
-    """Any attempt to reach the network is an error."""
     ledger: str | None = option(None, path=True)
     """File for what was found, as JSON; null: standard output where a program reads it."""
 
     def train_config(self) -> TrainConfig:
         """The config of the run that would be."""
-        return TrainConfig(**{f.name: getattr(self, f.name) for f in fields(self) if f.name != "ledger"})
+        return TrainConfig(**{f.name: getattr(self, f.name) for f in fields(Experiment)})
 
 
 @dataclass(kw_only=True, slots=True)

@@ -82,8 +82,8 @@ def batches(config: TrainConfig, p: Prepared, network: Any, *, packed: bool, lay
     )
 
 
-def assembled(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed | None, world: Alone) -> Trainer:
-    """Model, plan and run directory put together, in every process alike; nothing is written yet."""
+def assembled(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed | None, world: Alone, *, config_yaml: str = "") -> Trainer:
+    """Model, plan and run directory put together, in every process alike; nothing is written yet. Who saves gives ``config_yaml``."""
     train, start = p.data["train"], resumed.checkpoint if resumed else None
     timetable = Timetable.of(config.train, len(train.examples))
     warmup_steps(config.optimizer, timetable.total)  # a user's error, so before the model is loaded
@@ -119,7 +119,7 @@ def assembled(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed
         device=p.device,
         layout=layout,
         run=directory,
-        saver=Saver(directory.store, _known(config, p, plans), p.tokenizer, "", adapter),
+        saver=Saver(directory.store, _known(config, p, plans), p.tokenizer, config_yaml, adapter),
         world=world,
         profile=Profile(directory, p.device, wanted=config.device.profile and world.leads),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from finetune_cli.data import Rows, Splits, texts
 from finetune_cli.engine import environment, expectations, export, profile, scoring
 from finetune_cli.engine.expectations import Expectation
 from finetune_cli.engine.export import ReloadCheck
-from finetune_cli.engine.inference import Labelled, infer
+from finetune_cli.engine.inference import Labelled
 from finetune_cli.engine.loop import Trainer
 from finetune_cli.engine.scoring import Scored
 from finetune_cli.run import Run
@@ -39,19 +40,9 @@ def finish(
 
     A signal stops between its parts: all is saved by then, and a resume does them again.
     """
-    run = trainer.run
-    trainer.updater.release()
-    best = run.store.best() or run.store.last()
-    assert best is not None, "a finished run has a checkpoint"
-    known = Knowledge.read(best)
-    assert known is not None, "a checkpoint of ours says what it knows"
-    world = trainer.world
-    trainer.know(world.share(known.facts))
+    run, world = trainer.run, trainer.world
+    best = _take_best(trainer)
     task = trainer.task
-    _say_settled(task, run)
-    if best.name != run.store.last().name:  # type: ignore[union-attr]
-        checkpoint.load_weights(best, task, trainer.model, trainer.saver.adapter)
-    world.same(trainer.model)
     names = world.share([name for name in ("validation", "test") if name in data and name in splits.labelled])
     scored: dict[str, Scored] = {name: _score(trainer, splits, data[name], name) for name in names}
     scores: dict[str, Score] = {name: s.score for name, s in scored.items()}
@@ -93,6 +84,22 @@ def finish(
     return None if entry is None else entry["value"]
 
 
+def _take_best(trainer: Trainer) -> Path:
+    """Give every process the weights and facts of the best checkpoint; returns where it is."""
+    run, world = trainer.run, trainer.world
+    trainer.updater.release()
+    best = run.store.best() or run.store.last()
+    assert best is not None, "a finished run has a checkpoint"
+    known = Knowledge.read(best)
+    assert known is not None, "a checkpoint of ours says what it knows"
+    trainer.know(world.share(known.facts))
+    _say_settled(trainer.task, run)
+    if best.name != run.store.last().name:  # type: ignore[union-attr]
+        checkpoint.load_weights(best, trainer.task, trainer.model, trainer.saver.adapter)
+    world.same(trainer.model)
+    return best
+
+
 def attend(trainer: Trainer, data: dict[str, Labelled]) -> None:
     """What a process that does not lead does of ``finish``: its share of the scoring."""
     world = trainer.world
@@ -100,16 +107,7 @@ def attend(trainer: Trainer, data: dict[str, Labelled]) -> None:
     trainer.know(world.share({}))
     world.same(trainer.model)
     for name in world.share([""]):
-        infer(
-            trainer.task,
-            trainer.model,
-            data[name],
-            layout=trainer.layout,
-            plan=trainer.plan,
-            device=trainer.device,
-            check=world.pause,
-            world=world,
-        )
+        trainer.infer(trainer.task, data[name], check=world.pause)
     world.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,7 @@ def open_model(
     """Find and load ``ckpt``. Raises UserError where it is no usable model. ``local_rank``: which process of its machine this is."""
     if isinstance(ckpt, (list, tuple)):
         raise UserError("several checkpoints at once are not supported yet", where="ckpt", fix="name one checkpoint, or sweep: -m ckpt=A,B")
-    found = find(str(ckpt), root=root)
-    source = models.Source(str(found.weights), None, f"{found.kind} {found.weights}", hub=found.kind == "hub")
-    if source.hub:
-        named, near = str(ckpt).startswith("hub:"), near_run(source.name, root=root)
-        here = "" if named else f"there is no run or model directory {source.name} here, nor {Path(root) / source.name}"
-        offline = models.ask_hub(source, offline=offline, key="ckpt", here=here, near="" if named else str(near or ""))
+    found, source, offline = _located(str(ckpt), root=root, offline=offline)
     known = None if source.hub else Knowledge.read(found.weights)
     if known is not None and found.checkpoint is None:
         checkpoint.verify_weights(found.weights)
@@ -69,18 +65,13 @@ def open_model(
         opened_task = kind(task, known.facts if known else kind.facts_of(model_config), tokenizer)
         opened_task.refuse_misfits(training=False)
         opened_task.told_facts()
-        if known and (head := opened_task.head().get("num_labels")) not in (None, getattr(model_config, "num_labels", None)):
-            raise ValueError(f"{head} labels for a head of {model_config.num_labels}")
+        opened_task.configure(wanted := copy.deepcopy(model_config))
+        if known and wanted.num_labels != model_config.num_labels:
+            raise ValueError(f"{wanted.num_labels} labels for a head of {model_config.num_labels}")
     models.check_vocabulary(tokenizer, model_config, source.name)
     with console.working("loading the model"):
         if source.hub:
-            model, new = models.load(source, config, opened_task, model_config, seed=SEED, offline=offline)
-            if new:
-                raise UserError(
-                    f"the hub model has no trained head ({new[0]} is missing)",
-                    where="ckpt",
-                    fix="fine-tune it first: ftune train model.path=NAME",
-                )
+            model = _trained_on_hub(source, config, opened_task, model_config, offline=offline)
         else:
             model, _ = checkpoint.load_model(found.weights, opened_task, offline=offline, device=plan.device.type)
     opened_task.adjust(model)
@@ -108,6 +99,29 @@ def open_model(
         device=plan,
         seed=known.seed if known else SEED,
     )
+
+
+def _located(ckpt: str, *, root: str, offline: bool) -> tuple[Found, models.Source, bool]:
+    """(where a model is, the same as a source, whether the network must be left alone); the hub is asked once, aloud."""
+    found = find(ckpt, root=root)
+    source = models.Source(str(found.weights), None, f"{found.kind} {found.weights}", hub=found.kind == "hub")
+    if source.hub:
+        named, near = ckpt.startswith("hub:"), near_run(source.name, root=root)
+        here = "" if named else f"there is no run or model directory {source.name} here, nor {Path(root) / source.name}"
+        offline = models.ask_hub(source, offline=offline, key="ckpt", here=here, near="" if named else str(near or ""))
+    return found, source, offline
+
+
+def _trained_on_hub(source: models.Source, config: ModelConfig, task: Task[Any], model_config: Any, *, offline: bool) -> nn.Module:
+    """A hub model with its head. Raises UserError where it has none of this task's."""
+    model, new = models.load(source, config, task, model_config, seed=SEED, offline=offline)
+    if new:
+        raise UserError(
+            f"the hub model has no trained head ({new[0]} is missing)",
+            where="ckpt",
+            fix="fine-tune it first: ftune train model.path=NAME",
+        )
+    return model
 
 
 def _plan() -> BatchPlan:

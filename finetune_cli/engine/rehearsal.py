@@ -12,7 +12,6 @@ import torch
 from finetune_cli import console, models
 from finetune_cli.batching import micro_batches, padded
 from finetune_cli.device import no_room_for_one_row, out_of_memory
-from finetune_cli.engine.objective import plain
 from finetune_cli.engine.trainer import Trainer
 from finetune_cli.errors import MachineError
 
@@ -38,7 +37,7 @@ def rehearse(trainer: Trainer, budget: float | None) -> None:
             longest = int(trainer.lengths[part].max())
             if len(part) == 1 or trainer.plan.whole:
                 raise no_room_for_one_row(longest, trainer.device) if budget is None else _over(budget, longest)
-            trainer.plan = trainer.plan.halved()
+            trainer.go_by(trainer.plan.halved())
             console.warn(f"the heaviest batch does not fit: {trainer.plan.micro_tokens} tokens at a time, and the same mathematics")
 
 
@@ -61,10 +60,8 @@ def _fits(trainer: Trainer, part: np.ndarray, budget: float | None) -> bool:
         _forget_peak()
     try:
         trainer.model.train()
-        batch = trainer._batch(part).to(trainer.device.device)
-        for sums in plain(trainer.task, trainer.device)(trainer.model, batch):
-            loss = torch.stack([value / (batch.weights[name] or 1.0) for name, value in sums.items()]).sum()
-            torch.autograd.backward(loss)
+        batch = trainer.batch(part).to(trainer.device.device)
+        trainer.propagate(batch, batch.weights)
         if trainer.device.device.type == "cuda":
             torch.cuda.synchronize(trainer.device.device)
     except Exception as error:

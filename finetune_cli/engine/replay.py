@@ -81,7 +81,7 @@ def halved(rows: np.ndarray, is_bad: Callable[[np.ndarray], bool]) -> np.ndarray
 def _outcome(trainer: Trainer, rows: np.ndarray) -> tuple[float, float, str | None]:
     """(loss, gradient norm, what is wrong) of some rows, weighted as in their batch."""
     try:
-        loss = float(trainer._gradients(rows))
+        loss = float(trainer.gradients(rows))
     except FtuneError:
         raise
     except Exception as error:  # noqa: BLE001  # whatever an update raises is what is looked for
@@ -99,7 +99,7 @@ def _place(trainer: Trainer, rows: np.ndarray) -> dict[str, Any]:
     with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True), _watched(trainer.model) as seen:
         warnings.simplefilter("ignore")
         try:
-            loss, function = trainer._gradients(rows), None
+            loss, function = trainer.gradients(rows), None
         except Exception as error:  # noqa: BLE001  # anomaly detection raises RuntimeError, the update whatever it raised before
             loss, told = None, RETURNED.search(str(error))
             function = told[1] if told else None

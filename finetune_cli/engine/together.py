@@ -12,7 +12,7 @@ from finetune_cli.device import DevicePlan
 from finetune_cli.engine.inference import Labelled, infer
 from finetune_cli.engine.opened import Opened, open_model
 from finetune_cli.engine.signals import StopFlag
-from finetune_cli.world import Alone, Crew, Group, follow_outside, lead_outside, outside
+from finetune_cli.world import Alone, Crew, Group, lead_outside, outside
 
 
 def gathered(plan: DevicePlan, stop: StopFlag, module: str) -> Alone:
@@ -39,13 +39,10 @@ def opened_by(config: EvalConfig | PredictConfig, *, local_rank: int = 0) -> Ope
 
 @contextmanager
 def worked_at(config: EvalConfig | PredictConfig, stop: StopFlag) -> Iterator[tuple[Opened, Alone]]:
-    """The model that a command names, in as many processes as its plan says; a process that does not lead never enters the block.
+    """The model that a command names, in as many processes as its plan says, which this one leads.
 
     In the block ``world.share(Labelled)`` comes before each ``infer``. Where the block ends well, the others end too.
     """
-    place = outside()
-    if place is not None and place.rank:
-        follow_outside(place, __name__)
     opened = opened_by(config)
     world = gathered(opened.device, stop, __name__)
     try:

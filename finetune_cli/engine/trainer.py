@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from finetune_cli.device import DevicePlan, no_room_for_one_row, out_of_memory
 from finetune_cli.engine import verify
 from finetune_cli.engine.ahead import Ahead, Update, helps
 from finetune_cli.engine.flight import Recorder
-from finetune_cli.engine.inference import Labelled, infer
+from finetune_cli.engine.inference import Inferred, Labelled, infer
 from finetune_cli.engine.objective import plain
 from finetune_cli.engine.optimizer import Updater, learning_rate
 from finetune_cli.engine.profile import DATA, UPDATE, Profile
@@ -105,7 +106,7 @@ class Trainer:
         rows = self.world.part(self.rows_of(self.state.step), self.lengths)
         while True:
             try:
-                return self.world.sum_gradients(self.updater.parameters, self._gradients(rows))
+                return self.world.sum_gradients(self.updater.parameters, self.gradients(rows))
             except Exception as error:
                 self.updater.drop_gradients()
                 if not out_of_memory(error):
@@ -119,25 +120,30 @@ class Trainer:
                     f"the batch stays {self.plan.batch_size} rows and the mathematics the same"
                 )
 
-    def _gradients(self, rows: np.ndarray) -> torch.Tensor:
+    def gradients(self, rows: np.ndarray) -> torch.Tensor:
         """Sum the gradients of this process's rows of one batch; returns their part of its loss, on the device."""
         self.model.train()
         with record_function(DATA):
             batches = self._batches_now(rows)
         weights = self._weights(batches)
-        objective = plain(self.task, self.device)
         total = torch.zeros((), device=self.device.device)
         for number, batch in enumerate(batches):
             self.world.check()
             torch.manual_seed(randomness.key(self.config.seed, "dropout", self.state.step, number, *filter(None, [self.world.rank])))
-            for turn, sums in enumerate(objective(self.model, batch)):
-                # rows without anything to learn from weigh 0, and their sum is 0
-                loss = torch.stack([value / (weights[name] or 1.0) for name, value in sums.items()]).sum()
-                scaler = self.updater.scaler
-                torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
-                if turn == 0:
-                    total += loss.detach()
+            total += self.propagate(batch, weights)
         return total
+
+    def propagate(self, batch: Batch, weights: dict[str, float]) -> torch.Tensor:
+        """Add the gradients of one micro-batch, its loss divided by ``weights``; returns that loss, on the device."""
+        first = torch.zeros((), device=self.device.device)
+        for turn, sums in enumerate(plain(self.task, self.device)(self.model, batch)):
+            # rows without anything to learn from weigh 0, and their sum is 0
+            loss = torch.stack([value / (weights[name] or 1.0) for name, value in sums.items()]).sum()
+            scaler = self.updater.scaler
+            torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
+            if turn == 0:
+                first = loss.detach()
+        return first
 
     def _weights(self, batches: list[Any]) -> dict[str, float]:
         """The loss's denominators: sums over the whole batch, asked of the other processes once an update."""
@@ -154,7 +160,7 @@ class Trainer:
         step, plan, task = self.state.step, self.plan, self.task
         made = self.ahead.take(Update(step, rows, plan, task))
         if made is None:
-            made = [self._batch(part).to(self.device.device) for part in micro_batches(rows, self.lengths, plan=plan)]
+            made = [self.batch(part).to(self.device.device) for part in micro_batches(rows, self.lengths, plan=plan)]
         if helps(self.device.device) and step + 1 < self.timetable.total:
             self.ahead.begin(lambda: Update(step + 1, self.world.part(self.rows_of(step + 1), self.lengths), plan, task))
         return made
@@ -164,7 +170,8 @@ class Trainer:
         parts = micro_batches(update.rows, self.lengths, plan=update.plan)
         return [self._collated(update.task, update.step, part).to(self.device.device) for part in parts]
 
-    def _batch(self, part: np.ndarray) -> Batch:
+    def batch(self, part: np.ndarray) -> Batch:
+        """Some examples as a micro-batch of the next update, on the CPU."""
         return self._collated(self.task, self.state.step, part)
 
     def _collated(self, task: Task[Any], step: int, part: np.ndarray) -> Batch:
@@ -199,31 +206,28 @@ class Trainer:
         task = self.task.fitting_head()
         if task is None or self._head_of == self.state.step:
             return
-        inferred = infer(
-            task,
-            self.model,
-            self.train,
-            layout=self.layout,
-            plan=self.plan,
-            device=self.device,
-            check=self.world.check if self.world.size > 1 else lambda: None,
-            world=self.world,
-        )
+        inferred = self.infer(task, self.train, check=self.world.check if self.world.size > 1 else lambda: None)
         task.fit_head(self.model, Evaluation(inferred.outputs, self.train.targets, self.config.seed, inferred.rows))
         self._head_of = self.state.step
 
     def scores(self, data: Labelled) -> dict[str, float]:
         """Loss and the task's metrics on the validation rows, with the facts that they settle."""
         self.settle_head()
-        world = self.world
-        inferred = infer(
-            self.task, self.model, data, layout=self.layout, plan=self.plan, device=self.device, check=world.pause, world=world
-        )
+        world, inferred = self.world, self.infer(self.task, data, check=self.world.pause)
         assert data.targets is not None and inferred.loss is not None
         evaluation = Evaluation(inferred.outputs, data.targets, self.config.seed, inferred.rows)
         if (facts := world.share(self.task.settle(evaluation))) is not None:
             self.know(facts)
         return world.share({"loss": inferred.loss, **self.task.metrics(evaluation)})
+
+    def infer(self, task: Task[Any], data: Labelled, *, check: Callable[[], None]) -> Inferred:
+        """Run the model as it is over some rows, in every process its share."""
+        return infer(task, self.model, data, layout=self.layout, plan=self.plan, device=self.device, check=check, world=self.world)
+
+    def go_by(self, plan: BatchPlan) -> None:
+        """Go on with other micro-batches, and say so in every later checkpoint."""
+        self.plan, knowledge = plan, self.saver.knowledge
+        self.saver = replace(self.saver, knowledge=replace(knowledge, plan={**knowledge.plan, "batches": plan.saved()}))
 
     def know(self, facts: Facts) -> None:
         """Go on with other facts, which every later checkpoint holds."""

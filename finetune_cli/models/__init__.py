@@ -6,7 +6,15 @@ weights only where asked for, and then with ``weights_only``. Nothing of a model
 
 from __future__ import annotations
 
-from finetune_cli.models.execution import activation_bytes, attend_as_before, attend_by, checkpoint_gradients, never_wait, parameters
+from finetune_cli.models.execution import (
+    activation_bytes,
+    attend_as_before,
+    attend_by,
+    bytes_on_disk,
+    checkpoint_gradients,
+    never_wait,
+    parameters,
+)
 from finetune_cli.models.faults import quiet
 from finetune_cli.models.hub import ask_hub
 from finetune_cli.models.loading import load, load_config, load_exact, skeleton
@@ -24,6 +32,7 @@ __all__ = [
     "attend_as_before",
     "attend_by",
     "build",
+    "bytes_on_disk",
     "check_vocabulary",
     "checkpoint_gradients",
     "family",

@@ -68,6 +68,12 @@ def activation_bytes(model_config: Any, *, kept: bool = True) -> float:
     return float(layers * hidden * 80) if kept else float(layers * hidden * 4 + hidden * 80)
 
 
+def bytes_on_disk(model: nn.Module) -> tuple[int, int]:
+    """(of a checkpoint: trained weights with two moments each; of the exported model)."""
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+    return 3 * sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
 def parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) parameters."""
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]

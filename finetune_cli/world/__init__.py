@@ -5,7 +5,7 @@ get what the leader prepared, compute their share of every batch, and end with i
 """
 
 from finetune_cli.world.alone import Alone, Stopping
-from finetune_cli.world.crew import Crew, Place, follow_outside, lead_outside, outside
+from finetune_cli.world.crew import Crew, Place, follow_if_outside, lead_outside, outside
 from finetune_cli.world.group import Group
 
-__all__ = ["Alone", "Crew", "Group", "Place", "Stopping", "follow_outside", "lead_outside", "outside"]
+__all__ = ["Alone", "Crew", "Group", "Place", "Stopping", "follow_if_outside", "lead_outside", "outside"]

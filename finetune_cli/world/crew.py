@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -11,7 +12,6 @@ import socket
 import time
 import traceback
 from dataclasses import dataclass
-from typing import NoReturn
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
@@ -115,8 +115,13 @@ def _follow(port: int, rank: int, size: int, module: str) -> None:
     os._exit(code)  # nothing of ours is left to do, and nothing else may be waited for
 
 
-def follow_outside(place: Place, module: str) -> NoReturn:
-    """The life of a follower that was started beside the leader. Until they meet a signal ends it; then the leader is asked."""
+def follow_if_outside(module: str) -> None:
+    """Does not return in a follower that was started beside the leader: this is its life. Until they meet a signal ends it; then the
+    leader is asked.
+    """
+    place = outside()
+    if place is None or place.rank == 0:
+        return
     console.mute()
     _leave_signals_to(signal.SIG_DFL)
     raise SystemExit(_following(module, rank=place.rank, size=place.size, local_rank=place.local_rank, store=_store(place)))
@@ -147,12 +152,15 @@ def _following(module: str, *, rank: int, size: int, local_rank: int, store: Sto
     except Lost as error:
         return int(error.code or 0)
     except FtuneError as error:
-        store.set(f"end/{rank}", json.dumps({"kind": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}))
-        return int(error.code)
+        said = {"kind": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
+        code = error.code
     except BaseException as error:  # noqa: BLE001  # a bug, which the leader reports
-        store.set(f"end/{rank}", json.dumps({"traceback": "".join(traceback.format_exception(error))}))
-        return int(Exit.BUG)
-    return int(Exit.DONE)
+        said, code = {"traceback": "".join(traceback.format_exception(error))}, Exit.BUG
+    else:
+        return int(Exit.DONE)
+    with contextlib.suppress(RuntimeError):  # the leader may be gone
+        store.set(f"end/{rank}", json.dumps(said))
+    return int(code)
 
 
 def outside() -> Place | None:

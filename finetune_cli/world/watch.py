@@ -121,10 +121,6 @@ class Watch(threading.Thread):
             os.write(2, f"error: {told}\nwhere: {host}\nfix: look after that machine, then resume\n".encode())
             os._exit(Exit.MACHINE)
 
-    def report(self, said: dict[str, Any]) -> None:
-        """Leave word of why this process ends."""
-        self.store.set(f"end/{self.rank}", json.dumps(said))
-
     def said_at_the_end(self, seconds: float = 3.0) -> tuple[int, dict[str, Any]] | None:
         """(rank, what it said) of a process that ended with a word; a dying one gets a moment to say it."""
         until = time.monotonic() + seconds
