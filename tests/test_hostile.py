@@ -29,7 +29,7 @@ from ran import Ran, labelled_rows, write_rows
 
 from finetune_cli.storage import seal, sha256, unseal
 
-pytestmark = pytest.mark.sampled(15)
+pytestmark = pytest.mark.sampled(3)
 
 SECRET = "SECRETCANARY0123456789"
 """What stands in the file ``outside/secret.txt`` and in the variable FTUNE_TEST_TOKEN."""

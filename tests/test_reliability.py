@@ -37,9 +37,7 @@ SMALL = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.s
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SAFE, reason="needs forks")
-def test_the_short_form_is_good(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if not request.config.getoption("--thorough"):
-        pytest.skip("minutes: --thorough or make reliability")
+def test_the_short_form_is_good(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "scripts" / "reliability"), "--short", "--output", str(output)]

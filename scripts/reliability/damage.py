@@ -9,7 +9,7 @@ from typing import Any
 
 from crew import Crew
 from figures import Figure
-from kills import signalled
+from kills import checks_of, signalled
 from subject import Subject, faults
 
 from finetune_cli.storage import REAL, Store
@@ -73,16 +73,17 @@ def damages(count: int, *, steps: int, seed: int, crew: Crew) -> Figure:
 def damaged_newest(count: int, *, steps: int, seed: int, crew: Crew) -> Figure:
     """A run is killed, its newest checkpoint damaged; the same command names it, goes on from the one before, and ends the same."""
 
+    places = checks_of(steps, crew)
+
     def work(home: Path, quota: Sequence[int]) -> dict[str, Any]:
         figure, draw, subject = Figure(name=""), random.Random(f"{seed} newest {home.name}"), Subject(home, steps)
         reference, _ = subject.reference()
         for _ in quota:
-            steps_done = 0
-            while steps_done < 2:
+            names: list[str] = []
+            while len(names) < 2:
                 subject.fresh()
-                subject.train(before=lambda: signalled(draw.randrange(4, 4 * steps), 9))
+                subject.train(before=lambda: signalled(draw.randint(1, places), 9))
                 names = Store(subject.run / "checkpoints", REAL).steps()
-                steps_done = len(names)
             file = draw.choice(sorted((subject.run / "checkpoints" / names[-1]).iterdir()))
             kind, _whole = spoil(file, draw)
             ended = subject.train()
