@@ -29,7 +29,7 @@ from finetune_cli.adapters import Adapter
 from finetune_cli.errors import Diverged, FtuneError, UserError
 from finetune_cli.models import load_exact, quiet
 from finetune_cli.snapshot import Snapshot, first_not_finite, write_tensors
-from finetune_cli.storage import Background, Store, disk_trouble, parsed, sha256
+from finetune_cli.storage import HELD, Background, Store, disk_trouble, parsed, sha256
 from finetune_cli.tasks.base import Facts, Task
 
 TASK_FILE, CONFIG_FILE, STATE_FILE, TENSORS_FILE = "task.json", "config.yaml", "state.json", "state.safetensors"
@@ -62,12 +62,13 @@ class Saver:
         best: bool,
         last: bool = False,
         first: Callable[[], object] = lambda: None,
+        held: int = 0,
     ) -> None:
         """Commit model and state as ``step``: copied aside now, written in the background once the checkpoint before is whole.
 
-        ``first`` runs before a byte is written. What fails is raised by the next ``save``, ``look`` or ``join``. Weights with NaN are
-        refused, so that the good checkpoint stays the last. The ``last`` checkpoint of a run, which nothing goes on beside, and one that
-        memory has no room to copy are written before this returns.
+        ``first`` runs before a byte is written; the checkpoint of step ``held`` stays, however few are kept. What fails is raised by the
+        next ``save``, ``look`` or ``join``. Weights with NaN are refused, so that the good checkpoint stays the last. The
+        ``last`` checkpoint of a run, which nothing goes on beside, and one that memory has no room to copy are written before this returns.
         """
         self.join()
         moments, skeleton = flatten(state)
@@ -94,7 +95,7 @@ class Saver:
             first()
             name = WEIGHTS_FILE if self.adapter is None else adapters.WEIGHTS_FILE
             tensors = {name: _writer(weights, {"format": "pt"}), TENSORS_FILE: _writer(moments or {"none": torch.zeros(0)})}
-            self.store.save(step, {**files, **tensors}, best=best, meta={"closed": state.get("closed")})
+            self.store.save(step, {**files, **tensors}, best=best, meta={"closed": state.get("closed"), **({HELD: held} if held else {})})
 
         if copies is None:
             write(weights, moments)

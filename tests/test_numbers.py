@@ -121,3 +121,75 @@ def test_a_spike_can_end_the_run_and_be_passed_over(ftune_inside: Ftune, tmp_pat
     assert len((run / "crash/updates.jsonl").read_text().splitlines()) == 15
     ftune_inside("train", f"resume={run}", "train.on_spike=warn").fails(2)
     ftune_inside("train", f"resume={run}", "train.on_spike=warn", "resume_allow=[train.on_spike]").ok()
+
+
+BACK = ("train.steps=16", "train.on_spike=rewind", "train.epochs=3")
+
+
+def one_bad_batch(patch: pytest.MonkeyPatch) -> None:
+    """The 15th batch of the data makes the loss jump, whichever update it comes in."""
+    real = Trainer.backward
+    patch.setattr(Trainer, "backward", lambda self: real(self) * (50.0 if self.state.step + self.state.left_out == 14 else 1.0))
+
+
+def test_a_spike_is_gone_back_from(ftune_inside: Ftune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the checkpoint before; on with later rows; the same to the byte after a kill on either side of the return."""
+    one_bad_batch(monkeypatch)
+    rows: dict[int, list[int]] = {}
+    step = Trainer.step
+
+    def noting(self: Trainer) -> None:
+        rows[self.state.step + 1] = self.rows_of(self.state.step).tolist()
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", noting)
+        whole, run = poison.train(ftune_inside, tmp_path / "whole", *BACK)
+    assert "the loss jumped at step 15" in whole.ok().err and "back to step 12, and on without the rows since then" in whole.err
+    trainer_rows = {at: sorted(indices) for at, indices in rows.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", noting)
+        rows.clear()
+        poison.train(ftune_inside, tmp_path / "plain", "train.steps=19", "train.on_spike=warn", "train.epochs=3")[0].ok()
+    assert [trainer_rows[at] for at in range(13, 17)] == [sorted(rows[at + 3]) for at in range(13, 17)]
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == list(range(1, 17))
+    assert json.loads((run / "checkpoints/last/state.json").read_text())
+    for name, at in (("before", 14), ("after", 13)):
+        home, met = tmp_path / name, iter(range(1, 3))
+        with monkeypatch.context() as patch:
+            times = 1 if name == "before" else 2
+
+            def lightning(trainer: Trainer, met: Any = met, times: int = times) -> None:
+                if next(met) == times:
+                    raise MachineError("lightning", where="here")
+
+            at_step(patch, at, lightning)
+            poison.train(ftune_inside, home, *BACK)[0].fails(5)
+        resumed = ftune_inside("train", f"resume={home / 'run'}").ok()
+        assert "back to step 12" in resumed.err
+        for file in ("metrics.jsonl", "checkpoints/last/state.json", "checkpoints/last/model.safetensors"):
+            assert (run / file).read_bytes() == (home / "run" / file).read_bytes(), (name, file)
+    ftune_inside("train", f"resume={run}", "train.save_every=3").fails(2)
+
+
+def test_returns_have_an_end(ftune_inside: Ftune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        jumps(patch, 15)
+        ran, run = poison.train(ftune_inside, tmp_path / "again", *BACK)
+    assert "it went back 3 times already" in ran.fails(4)[0] and ran.err.count("back to step 12, and on") == 3
+    assert (run / "checkpoints/last").resolve().name == "step-00000012"
+    jumps(monkeypatch, 15)
+    ran, _ = poison.train(ftune_inside, tmp_path / "none", *BACK, "train.save_every=100")
+    assert "there is no checkpoint to go back to yet" in ran.fails(4)[0]
+
+
+def test_where_a_jump_would_go_back_to_is_kept(ftune_inside: Ftune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many best ones come after it; at the end it goes as others do."""
+    one_bad_batch(monkeypatch)
+    keys = (*BACK, "train.steps=26", "train.log_every=1", "train.save_every=5", "train.keep=0", "train.eval_every=1")
+    ran, run = poison.train(ftune_inside, tmp_path, *keys)
+    assert "back to step 10, and on" in ran.ok().err
+    assert {path.name for path in (run / "checkpoints").glob("step-*")} <= {
+        (run / "checkpoints/best").resolve().name,
+        (run / "checkpoints/last").resolve().name,
+    }

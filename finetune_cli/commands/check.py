@@ -33,8 +33,7 @@ def run(config: CheckConfig, invocation: Invocation) -> float | None:
         try:
             trainer = building.assembled(train, prepared, directory, None, Alone(stop))
             rehearse(trainer, train.device.memory_budget)
-            of_checkpoint, of_model = models.bytes_on_disk(trainer.model)
-            disk = directory.store.preflight(of_checkpoint, other_bytes=of_model)
+            disk = trainer.room_on_disk()[:2]
         finally:
             directory.abandon()
     found = _ledger(train, prepared, trainer, disk)

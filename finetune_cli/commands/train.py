@@ -166,7 +166,7 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
             changed = [text.split(" was ")[0] for text in resume.changes(before, config, allowed=())]
             verify.confirm(trainer, start, [*changed, *(key for key in config.resume_allow if key.startswith("data."))])
     else:
-        _write_first(directory, invocation, _manifest(config, p, trainer.saver.knowledge.plan, trainer.model, adapter), trainer.model)
+        _write_first(directory, invocation, _manifest(config, p, trainer.saver.knowledge.plan, trainer.model, adapter), trainer)
     if adapter and p.source is None and not start:
         _keep_base(directory, trainer.model, p.tokenizer)
     stop.began(directory.path)
@@ -183,11 +183,10 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
     _say_plan(config, p, trainer)
 
 
-def _write_first(directory: Run, invocation: Invocation, manifest: dict[str, Any], model: nn.Module) -> None:
+def _write_first(directory: Run, invocation: Invocation, manifest: dict[str, Any], trainer: Trainer) -> None:
     """Write what makes a directory a run, once there is room for its checkpoints."""
-    of_checkpoint, of_model = models.bytes_on_disk(model)
     directory.write_manifest(manifest)
-    directory.store.preflight(of_checkpoint, other_bytes=of_model)
+    _, _, of_model = trainer.room_on_disk()
     directory.reserve(of_model)
     directory.write_config(invocation.config_yaml)  # with it the run exists
 

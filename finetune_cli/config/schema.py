@@ -129,6 +129,7 @@ class Quantised(StrEnum):
 class OnSpike(StrEnum):
     warn = "warn"
     stop = "stop"
+    rewind = "rewind"
 
 
 class Split(StrEnum):
@@ -329,7 +330,8 @@ class TrainSection:
     log_every: Any = option(10, form="steps")
     """Write loss and learning rate every so many steps, or every ``epoch``."""
     on_spike: OnSpike = OnSpike.warn
-    """Where a recorded loss jumps (3 times the median of the last 100, beyond their noise): ``warn``, or ``stop`` (exit 4)."""
+    """Where a recorded loss jumps (3 times the median of the last 100, beyond their noise): ``warn``, ``stop`` (exit 4), or ``rewind``
+    to the checkpoint before, leave out the rows since then, and go on; at most 3 times."""
     keep: int = option(0, least=0)
     """Checkpoints to keep besides best and last."""
 

@@ -64,7 +64,11 @@ def close_step(trainer: Trainer, clock: Clock, progress: console.Progress) -> No
         clock.stop()  # the device has caught up: reading the loss waited for it
         if state.loss_steps:
             clock.show(progress, record)
-            numbers.judge(trainer, record["train/loss"])
+            if numbers.judge(trainer, record["train/loss"]):
+                trainer.go_back()
+                progress.phase("")
+                clock.go_on()
+                return
     if score:
         assert trainer.validation is not None
         trainer.updater.raise_if_bad()
@@ -76,6 +80,7 @@ def close_step(trainer: Trainer, clock: Clock, progress: console.Progress) -> No
     if log:
         if state.loss_steps:
             numbers.note(state, record["train/loss"])
+        state.good = state.scheduled
         trainer.loss.zero_()
         state.loss_steps = 0
     record |= {f"validation/{name}": value for name, value in scores.items()}
@@ -90,6 +95,9 @@ def close_step(trainer: Trainer, clock: Clock, progress: console.Progress) -> No
     if score and state.finished:
         numbers.refuse_no_best(trainer, scores["loss"])
     state.closed = True
+    if t.due(state.step, t.save):
+        state.scheduled = state.step
+        state.good = state.step if log else state.good
     if t.due(state.step, t.save) or (score and best) or state.finished:
         progress.phase("saving")
         trainer.save(best=best)

@@ -30,6 +30,8 @@ NOISE, BEYOND = 0.95, 2.0
 """And it is so many times that quantile of those before: one wrong label in a small batch makes a loss that comes again and again."""
 WARNINGS = 5
 """After so many a run warns no more."""
+RETURNS = 3
+"""After so many returns the next jump ends the run."""
 
 
 def spike(loss: float, before: Sequence[float], first: float | None) -> float | None:
@@ -40,21 +42,27 @@ def spike(loss: float, before: Sequence[float], first: float | None) -> float | 
     return loss / usual if usual > 0 and loss > max(FACTOR * usual, BEYOND * noise, SHARE * first) else None
 
 
-def judge(trainer: Trainer, loss: float) -> None:
-    """Warn where a loss that is to be recorded is a spike, or raise Diverged where the config says so."""
-    state = trainer.state
+def judge(trainer: Trainer, loss: float) -> bool:
+    """Whether to go back because of a loss that is to be recorded; warns of a spike, or raises Diverged, as the config says."""
+    state, choice = trainer.state, trainer.config.on_spike
     times = spike(loss, state.recent, state.first_loss)
     if times is None:
-        return
+        return False
     what = f"the loss jumped at step {state.step}: {loss:.4g} is {times:.3g} times the median of the last {len(state.recent)} recorded"
-    if trainer.config.on_spike == OnSpike.stop:
+    if choice == OnSpike.rewind and state.good and state.returns < RETURNS:
+        console.warn(f"{what}: back to step {state.good}, and on without the rows since then")
+        return True
+    if choice != OnSpike.warn:
+        if choice == OnSpike.rewind:
+            what += f"; it went back {RETURNS} times already" if state.good else "; there is no checkpoint to go back to yet"
         raise Diverged(
             what,
-            where=f"step {state.step}, train.on_spike=stop",
+            where=f"step {state.step}, train.on_spike={choice}",
             fix="a smaller optimizer.lr or a longer optimizer.warmup; resume with train.on_spike=warn resume_allow=[train.on_spike]",
         )
     if state.spikes < WARNINGS:
         console.warn(what + (" (no more of these are shown)" if state.spikes == WARNINGS - 1 else ""))
+    return False
 
 
 def note(state: State, loss: float) -> None:

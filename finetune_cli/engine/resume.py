@@ -10,13 +10,15 @@ from typing import Any
 
 from finetune_cli import console
 from finetune_cli.config import saved
-from finetune_cli.config.schema import TrainConfig, leaves
+from finetune_cli.config.schema import OnSpike, TrainConfig, leaves
 from finetune_cli.errors import UserError
 from finetune_cli.run import Run
 from finetune_cli.tasks import task_configs
 
 HARMLESS = ("run.", "device.", "resume", "expect", "offline", "train.log_every", "train.save_every", "train.keep")
 """Keys (or their beginnings) whose change leaves the run what it is."""
+OF_JUMPS = ("train.log_every", "train.save_every")
+"""But for these, where a jump of a recorded loss decides how the run goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +117,11 @@ def compare(before: TrainConfig, now: TrainConfig) -> None:
 def changes(before: TrainConfig, now: TrainConfig, *, allowed: Collection[str]) -> list[str]:
     """Keys that differ and matter, each with both values."""
     old = {key: value for key, value, _ in leaves(before)}
+    bending = OF_JUMPS if now.train.on_spike == OnSpike.rewind else ()
     return [
         f"{key} was {_plain(old.get(key))!r}, is {_plain(value)!r}"
         for key, value, _ in leaves(now)
-        if _plain(old.get(key)) != _plain(value) and not key.startswith(HARMLESS) and key not in allowed
+        if _plain(old.get(key)) != _plain(value) and (key in bending or not key.startswith(HARMLESS)) and key not in allowed
     ]
 
 

@@ -26,6 +26,12 @@ class State:
     """The last recorded losses, and the run's first."""
     first_loss: float | None = None
     spikes: int = 0
+    scheduled: int = 0
+    """The last checkpoint that the timetable asked for, and the last one whose loss was found good: where a jump goes back to."""
+    good: int = 0
+    returns: int = 0
+    left_out: int = 0
+    """How often that happened, and how many updates' rows were left out so."""
     plan: dict[str, Any] = field(default_factory=dict)
 
     def saved(self) -> dict[str, Any]:

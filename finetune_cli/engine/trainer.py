@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 
-from finetune_cli import console, metrics, randomness
+from finetune_cli import console, metrics, models, randomness
 from finetune_cli.batching import BatchPlan, epoch_order, micro_batches
-from finetune_cli.checkpoint import Saver
-from finetune_cli.config.schema import OptimizerConfig, TrainSection
+from finetune_cli.checkpoint import Knowledge, Saver, load_state, load_weights
+from finetune_cli.config.schema import OnSpike, OptimizerConfig, TrainSection
 from finetune_cli.device import DevicePlan, no_room_for_one_row, out_of_memory
 from finetune_cli.engine import verify
 from finetune_cli.engine.ahead import Ahead, Update, helps
@@ -72,8 +72,8 @@ class Trainer:
 
     # -- one update ----------------------------------------------------------------------------
     def rows_of(self, step: int) -> np.ndarray:
-        """Indices of the examples of update ``step`` (from 0)."""
-        epoch, place = divmod(step, self.timetable.per_epoch)
+        """Indices of the examples of update ``step`` (from 0), behind those that were left out."""
+        epoch, place = divmod(step + self.state.left_out, self.timetable.per_epoch)
         order = self._epochs.get(epoch)
         if order is None:
             order = epoch_order(self.lengths, plan=self.plan, seed=self.config.seed, epoch=epoch)
@@ -258,8 +258,20 @@ class Trainer:
             self.state.plan = self.plan.saved()
             state = {**self.state.saved(), "optimizer": self.updater.state(), "next_rows": self.next_rows()}
             with self.world.patience():
-                self.saver.save(self.state.step, self.model, state, best=best, last=self.state.finished, first=self.run.metrics_bytes)
+                held = self.state.good if self._may_go_back and not self.state.finished else 0
+                first = self.run.metrics_bytes
+                self.saver.save(self.state.step, self.model, state, best=best, last=self.state.finished, first=first, held=held)
         self._saved = (self.state.step, self.state.closed)
+
+    def room_on_disk(self) -> tuple[int, int, int]:
+        """Bytes that the run will need, that are free, and that the exported model takes; raises MachineError where they are too few."""
+        of_checkpoint, of_model = models.bytes_on_disk(self.model)
+        held = of_checkpoint if self._may_go_back else 0
+        return *self.run.store.preflight(of_checkpoint, other_bytes=of_model + held), of_model
+
+    @property
+    def _may_go_back(self) -> bool:
+        return self.config.on_spike == OnSpike.rewind
 
     def make_room(self) -> None:
         """After the first update the optimizer is as large as it gets: what a copy of it needs is made ready beside the next ones."""
@@ -277,6 +289,25 @@ class Trainer:
         """Commit the state between two updates, unless that very state is on disk already (perhaps as the best)."""
         if self._saved != (self.state.step, self.state.closed):
             self.save(best=self.validation is None)
+
+    def go_back(self) -> None:
+        """To the last checkpoint whose loss was good, in every process; the rows of the updates since then are left out from here on."""
+        state, world = self.state, self.world
+        was, returns, left_out, name = state.step, state.returns + 1, state.left_out, f"step-{state.good:08d}"
+        self.finish_saves()
+        world.gather(name)  # it is whole
+        there = self.run.store.named(name)
+        known, saved = Knowledge.read(there), load_state(there)
+        assert known is not None, "a checkpoint of ours says what it knows"
+        load_weights(there, self.task, self.model, self.saver.adapter)
+        self.know(known.facts)
+        self.restore(saved)
+        state.good, state.returns, state.left_out = state.step, returns, left_out + was - state.step
+        self._totals, self._head_of, self._witnessed = (-1, {}), -1, None
+        if world.leads:
+            self.run.store.rewind(state.step)
+            self.run.cut_metrics(state.metrics_bytes)
+            self.run.cut_witness(state.step)
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from a checkpoint's state; the model's weights are loaded already. Raises ValueError and its like where it does not fit."""

@@ -29,9 +29,10 @@ from finetune_cli.storage.files import (
 )
 from finetune_cli.storage.lock import Lock
 from finetune_cli.storage.records import json_bytes, json_line, parsed, plain, seal, unseal
-from finetune_cli.storage.store import MANIFEST, Store
+from finetune_cli.storage.store import HELD, MANIFEST, Store
 
 __all__ = [
+    "HELD",
     "MANIFEST",
     "REAL",
     "Background",

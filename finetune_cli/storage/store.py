@@ -39,6 +39,8 @@ from finetune_cli.storage.records import plain, seal, unseal
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+HELD = "held"
+"""In a checkpoint's ``meta``: the step of an earlier one that stays for its sake, however few are kept."""
 STEP = re.compile(r"step-(\d{8,})")
 ASIDE = re.compile(r"\.aside-step-(\d{8,})-.*")
 PAUSES = (0.1, 0.5, 2.0)
@@ -231,7 +233,7 @@ class Store:
         """Retention among the checkpoints up to ``step``; later ones (damaged, or of before a return) are left for ``rewind``."""
         if self.keep is None:
             return
-        protected = {path.name for path in (self.best(), self.last()) if path is not None}
+        protected = {path.name for path in (self.best(), self.last()) if path is not None} | self._held()
         others = [name for name in self.steps() if name not in protected and _step(name) <= step]
         for name in others[: max(len(others) - self.keep, 0)]:
             self._trash(self.root / name)
@@ -239,6 +241,15 @@ class Store:
             aside = ASIDE.fullmatch(name)
             if aside and int(aside[1]) <= step:
                 self._trash(self.root / name)
+
+    def _held(self) -> set[str]:
+        """The name of the checkpoint that stays for the sake of the last one."""
+        try:
+            last = self.last()
+            step = None if last is None else self.read_manifest(last)["meta"].get(HELD)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return set()
+        return {_name(step)} if type(step) is int else set()
 
     def _trash(self, path: Path) -> None:
         trash = temporary(self.root, path.name.lstrip("."), kind="trash")
