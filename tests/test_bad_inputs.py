@@ -155,7 +155,7 @@ def told_apart(cases: list[dict[str, Any]]) -> Iterator[Any]:
     """The first case of every kind is always run, of the others a sample."""
     kinds: set[str] = set()
     for case in cases:
-        yield pytest.param(case, id=f"{case['id']} {case['about']}", marks=[pytest.mark.sampled(4)] if case["id"] in kinds else [])
+        yield pytest.param(case, id=f"{case['id']} {case['about']}", marks=[pytest.mark.sampled(12)] if case["id"] in kinds else [])
         kinds.add(case["id"])
 
 
@@ -215,7 +215,7 @@ def test_config_errors_answer_without_torch(tmp_path: Path, trained: Callable[[s
 
 # anything --------------------------------------------------------------------------------------------------------------------
 
-FEW = few(10)
+FEW = few(5)
 CELLS = [
     "text,label\n",
     "good,pos\n",

@@ -23,7 +23,7 @@ from finetune_cli.engine import environment, loop
 from finetune_cli.engine.loop import State, Trainer
 from finetune_cli.errors import Stopped
 
-pytestmark = pytest.mark.sampled(8)
+pytestmark = pytest.mark.sampled(12)
 
 MEMORY = 5e5
 """Bytes that are said to be free: a batch goes through in several micro-batches."""
