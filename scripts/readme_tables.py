@@ -90,6 +90,7 @@ BENCHMARKS: Tables = (
     ("memory", "Memory", as_made),
     ("memory_base", "Memory, BERT-base's shape", as_made),
     ("startup", "Start-up", as_made),
+    ("checkpoint_stall", "Checkpoints beside training", as_made),
     ("tokenising", "Tokenising", as_made),
     ("scaling_data", "From a thousand rows to millions", as_made),
     ("scaling_length", "Length of the rows", as_made),
@@ -116,6 +117,14 @@ def benchmarks(root: Path) -> str:
     return "\n\n".join([*picture, *filter(None, [measured(root / "scripts" / "results", BENCHMARKS)])])
 
 
+def reliability(file: Path) -> str:
+    """What ``make reliability`` found, where it was run."""
+    sys.path.insert(0, str(ROOT / "scripts" / "reliability"))
+    from figures import table
+
+    return table(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else ""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where the tables are not these")
@@ -125,8 +134,9 @@ def main() -> int:
 
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     new = between(between(page, "options", options_table(task_configs())), "results", measured(ROOT / "scripts" / "results", RESULTS))
-    if "<!-- benchmarks:" in new:
-        new = between(new, "benchmarks", benchmarks(ROOT))
+    new = between(
+        between(new, "benchmarks", benchmarks(ROOT)), "reliability", reliability(ROOT / "scripts" / "results" / "reliability.json")
+    )
     if check:
         print("README.md is up to date" if new == page else "README.md is out of date: run python scripts/readme_tables.py")
         return int(new != page)

@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +19,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ran import ROOT, Ran
+from ran import Ran
 
 from finetune_cli import models, snapshot
 from finetune_cli.checkpoint import Knowledge, Saver
@@ -372,12 +370,3 @@ def test_a_stop_waits_for_the_save_in_flight_and_starts_no_second(
     assert stopped.code == 75 and "saved step 4" in stopped.err
     assert saved == [2, 4] and os.readlink(run / "checkpoints/last") == "step-00000004"
     assert json.loads((run / "status.json").read_text())["state"] == "preempted"
-
-
-def test_the_benchmark_of_stalls_works() -> None:
-    program = ROOT / "scripts" / "bench" / "checkpoint_stall.py"
-    done = subprocess.run([sys.executable, str(program), "--smoke"], capture_output=True, text=True, check=True, cwd=ROOT)
-    told = json.loads(done.stdout)
-    assert set(told["variants"]) == {"background", "waiting", "plain"}
-    for variant in told["variants"].values():
-        assert variant["saves"] == 2 and 0 < variant["stall_ms"]["median"] <= variant["stall_ms"]["max"]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import checkpoint_stall
 import harness
 import speed
 import startup
@@ -136,6 +137,14 @@ def finished(place: Any, axis: str, *, log: bool) -> None:
     place.legend(frameon=False)
 
 
+def stalls(place: Any, result: Result) -> None:
+    of = {
+        variant: [ms for run in result["runs"] if run["variant"] == variant for ms in run["stalls"]]
+        for variant in checkpoint_stall.VARIANTS
+    }
+    bars(place, ["ftune" if variant == "background" else variant for variant in of], list(of.values()), ",.0f")
+
+
 def sides(figure: str, form: str) -> Callable[[Any, Result], None]:
     """Bars of every variant of a result."""
 
@@ -167,6 +176,7 @@ PANELS: Sequence[tuple[str, str, Callable[[Any, Result], None]]] = (
     ("memory", "Peak memory of predicting, MB", of_kind("tree_mb", "predict", ",.0f")),
     ("startup", "From the start of the process, s", starts),
     ("tokenising", "Tokenising, rows/s", sides("rows_per_second", ",.0f")),
+    ("checkpoint_stall", "A checkpoint holds training, ms", stalls),
     (
         "scaling_data",
         "Rows per second, by the number of rows",
@@ -198,6 +208,7 @@ def made_up(folder: Path) -> str:
         "speed": [{**k, "samples_per_second": 10.0 + 9 * i + r["value"]} for r in two for i, k in enumerate(kinds)],
         "memory": [{**k, "tree_mb": 400.0 + 9 * i + r["value"]} for r in two for i, k in enumerate(kinds)],
         "startup": [{"what": w, "wall_seconds": 0.1 * r["value"]} for r in two for w in [*startup.ANSWERS, *startup.STEPS]],
+        "checkpoint_stall": [{"variant": v, "stalls": [90.0, 100.0 * r["value"]]} for r in two for v in checkpoint_stall.VARIANTS],
         "tokenising": [{"variant": v, "rows_per_second": 1000.0 * r["value"]} for r in two for v in ("map", "ftune")],
         "scaling_data": [
             {

@@ -42,6 +42,7 @@ def main() -> int:
     given = arguments()
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+    from figures import table
     from forked import SAFE, Forks
     from mounts import own_mounts
 
@@ -137,18 +138,6 @@ def machine(cores: int) -> dict[str, Any]:
     from finetune_cli.engine import environment
 
     return {"commit": environment.git_commit(), "versions": environment.versions(), "hardware": {**environment.hardware(), "used": cores}}
-
-
-def table(result: dict[str, Any]) -> str:
-    """The figures as Markdown, with what they were measured on."""
-    lines = ["| what | done | bad |", "|---|---:|---:|"]
-    lines += [f"| {figure['name']} | {figure['done']:,} | {figure['bad']:,} |" for figure in result["figures"]]
-    if result["syncs"]:
-        lines += ["", "| sync left out | states it adds | of them lose something | why not |", "|---|---:|---:|---|"]
-        lines += [f"| {row['sync']} | {row['states']:,} | {row['lost']:,} | {row['covered']} |" for row in result["syncs"]]
-    v, h = result["versions"], result["hardware"]
-    told = f"{result['size']} size in {result['seconds']} s, {result['date']}, commit {(result['commit'] or 'none')[:8]}, {h['used']} cores"
-    return "\n".join([*lines, "", f"{told} ({h['cpu']}), ftune {v['ftune']}, torch {v['torch']}, transformers {v['transformers']}"])
 
 
 if __name__ == "__main__":

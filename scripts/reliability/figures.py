@@ -55,3 +55,15 @@ class Figure:
     def part(self) -> dict[str, Any]:
         """JSON form for ``joined``."""
         return {"done": self.done, "bad": self.bad, "notes": dict(self.notes)}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as Markdown, with what they were measured on."""
+    lines = ["| what | done | bad |", "|---|---:|---:|"]
+    lines += [f"| {figure['name']} | {figure['done']:,} | {figure['bad']:,} |" for figure in result["figures"]]
+    if result["syncs"]:
+        lines += ["", "| sync left out | states it adds | of them lose something | why not |", "|---|---:|---:|---|"]
+        lines += [f"| {row['sync']} | {row['states']:,} | {row['lost']:,} | {row['covered']} |" for row in result["syncs"]]
+    v, h = result["versions"], result["hardware"]
+    told = f"{result['size']} size in {result['seconds']} s, {result['date']}, commit {(result['commit'] or 'none')[:8]}, {h['used']} cores"
+    return "\n".join([*lines, "", f"{told} ({h['cpu']}), ftune {v['ftune']}, torch {v['torch']}, transformers {v['transformers']}"])
