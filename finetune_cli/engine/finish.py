@@ -53,6 +53,7 @@ def finish(
     card = _card(trainer, config, splits, scores)
     trainer.check()
     proved = export.export(run, best, task, trainer.model, trainer.saver, card)
+    environment.give_back_memory()
     shown = data.get(judged or "train") or data["train"]
     check = ReloadCheck.start(
         run,
