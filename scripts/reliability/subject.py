@@ -107,6 +107,8 @@ class Subject:
 
     def train(self, *more: str, before: Before | None = None, kill_after: float | None = None) -> Ended:
         """``ftune train`` to its end, or to SIGKILL after so many seconds of processor time: a busy machine changes no kill."""
+        for name in ("out.txt", "err.txt"):  # a kill may come before the fork has made them
+            (self.home / name).write_bytes(b"")
         child = os.fork()
         if child == 0:
             self._become([*OPTIONS, f"run.dir={self.place}", f"train.steps={self.steps}", *more], before)
