@@ -20,6 +20,7 @@ from finetune_cli import pooling, randomness
 from finetune_cli.config.schema import ModelConfig
 from finetune_cli.errors import Diverged, UserError
 from finetune_cli.models.faults import loading
+from finetune_cli.models.imports import auto_class
 from finetune_cli.models.source import Source
 from finetune_cli.storage import checked_name, parsed
 from finetune_cli.tasks.base import Task
@@ -88,12 +89,11 @@ def load(
     ``held``: further arguments of ``from_pretrained``, which hold the weights in fewer bits on their device.
     Raises UserError where the weights do not fit the architecture, Diverged where they hold NaN.
     """
-    import transformers
 
     configure(model_config, config, task)
     torch.manual_seed(randomness.key(seed, "init"))
     with loading(source):
-        loaded = getattr(transformers, task.auto_class).from_pretrained(
+        loaded = auto_class(task.auto_class).from_pretrained(
             source.name,
             config=model_config,
             revision=source.revision,
@@ -124,24 +124,22 @@ def load(
 
 def skeleton(config: ModelConfig, task: Task[Any], model_config: Any) -> nn.Module:
     """The task's model without weights, to look at its layers before any are loaded."""
-    import transformers
 
     model_config = copy.deepcopy(model_config)
     configure(model_config, config, task)
     with torch.device("meta"):
-        model = getattr(transformers, task.auto_class).from_config(model_config, trust_remote_code=config.trust_remote_code)
+        model = auto_class(task.auto_class).from_config(model_config, trust_remote_code=config.trust_remote_code)
     assert isinstance(model, nn.Module)
     return model
 
 
 def load_exact(directory: Path, task: Task[Any]) -> nn.Module:
     """A model that ftune or transformers saved whole: every tensor must be there and none may be over. fp32."""
-    import transformers
 
     source = Source(str(directory), None, "")
     load_config(source, ModelConfig(path=source.name), offline=True)
     with loading(source):
-        model, info = getattr(transformers, task.auto_class).from_pretrained(
+        model, info = auto_class(task.auto_class).from_pretrained(
             directory,
             local_files_only=True,
             use_safetensors=True,

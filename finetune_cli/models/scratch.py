@@ -12,6 +12,7 @@ from finetune_cli import randomness
 from finetune_cli.config.schema import ModelConfig
 from finetune_cli.data.chat_templates import CHATML
 from finetune_cli.errors import UserError
+from finetune_cli.models.imports import auto_class
 from finetune_cli.models.loading import configure, pooled
 from finetune_cli.tasks.base import Task
 
@@ -29,7 +30,6 @@ def family(model_config: Any, architecture: str) -> str:
 
 def build(config: ModelConfig, task: Task[Any], tokenizer: Any, *, seed: int) -> nn.Module:
     """A small transformer from ``model.shape``, with random weights drawn from the seed: BERT's layers, Llama's or T5's."""
-    import transformers
 
     shape = SHAPE | dict(config.shape)
     if unknown := sorted(set(shape) - set(SHAPE)):
@@ -43,7 +43,7 @@ def build(config: ModelConfig, task: Task[Any], tokenizer: Any, *, seed: int) ->
     model_config = _SCRATCH[task.architecture](shape, tokenizer)
     configure(model_config, config, task)
     torch.manual_seed(randomness.key(seed, "init"))
-    model = getattr(transformers, task.auto_class).from_config(model_config, dtype=torch.float32)
+    model = auto_class(task.auto_class).from_config(model_config, dtype=torch.float32)
     assert isinstance(model, nn.Module)
     pooled(model, config, [])
     return model
