@@ -28,6 +28,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -258,7 +259,8 @@ def serve(listener: socket.socket) -> list[str]:
                     return list(asked["args"])
                 for number in streams:
                     os.close(number)
-                connection.sendall(STATUS.pack(pid))
+                with suppress(OSError):  # who asked was killed meanwhile
+                    connection.sendall(STATUS.pack(pid))
                 descriptor = os.pidfd_open(pid)
                 running[descriptor] = pid, connection
                 selector.register(descriptor, selectors.EVENT_READ)
@@ -266,10 +268,8 @@ def serve(listener: socket.socket) -> list[str]:
                 pid, connection = running.pop(key.fd)
                 selector.unregister(key.fd)
                 os.close(key.fd)
-                try:
+                with suppress(OSError):  # nobody waits any more
                     connection.sendall(STATUS.pack(os.waitpid(pid, 0)[1]))
-                except OSError:  # nobody waits any more
-                    pass
                 connection.close()
             elif not os.read(0, 1):
                 os._exit(0)
@@ -278,6 +278,8 @@ def serve(listener: socket.socket) -> list[str]:
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """A request and the three streams that came with it."""
     size, streams, _, _ = socket.recv_fds(connection, STATUS.size, 3)
+    if len(size) < STATUS.size:
+        raise ConnectionError("whoever asked is gone")
     return json.loads(read(connection, STATUS.unpack(size)[0])), streams
 
 
