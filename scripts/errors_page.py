@@ -1,7 +1,7 @@
 """A page of errors from tests/bad_inputs/*.yaml: what was wrong, what ftune says, how to mend it; one row for each kind of fault.
 
-    python scripts/errors_page.py > errors.md            # every kind, some minutes of processor time
-    python scripts/errors_page.py D10 C01 > errors.md    # these kinds
+    python scripts/errors_page.py > tests/bad_inputs/README.md    # every kind, some minutes of processor time
+    python scripts/errors_page.py D10 C01                         # these kinds
 
 Each row is what ftune answered just now: the first case of its kind is laid into an empty folder and run.
 """
@@ -35,6 +35,10 @@ HEADINGS = {
     "U": "Eval and predict",
 }
 OTHER = "Tasks"
+INTRODUCTION = """# Errors, and how to mend them
+
+What `ftune` answers to what it cannot use: the first case of each kind. All cases are in the YAML files beside this page, and a test runs them.
+`python scripts/errors_page.py` made it; behind each case is the id of its kind."""
 Told = dict[str, str]
 """The three lines of an error: ``error``, ``where``, ``fix``."""
 
@@ -46,7 +50,7 @@ def kinds(wanted: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
     for case in CASES:
         if not names or case["id"] in names:
             found.setdefault(case["id"], case)
-    return found
+    return dict(sorted(found.items()))
 
 
 def answer(case: dict[str, Any], forks: Forks, trained: Callable[[str], Path]) -> Told:
@@ -65,7 +69,7 @@ def answer(case: dict[str, Any], forks: Forks, trained: Callable[[str], Path]) -
 
 
 def section(cases: Iterable[dict[str, Any]], told: Callable[[dict[str, Any]], Told]) -> str:
-    """The Markdown section: a table for each group of faults."""
+    """The page: a table for each group of faults."""
     groups: dict[str, list[str]] = {}
     for case in cases:
         answered = told(case)
@@ -76,10 +80,10 @@ def section(cases: Iterable[dict[str, Any]], told: Callable[[dict[str, Any]], To
         ]
         group = HEADINGS.get(case["id"][0], OTHER) if re.fullmatch(r"[A-Z]\d\d", case["id"]) else OTHER
         groups.setdefault(group, []).append("| " + " | ".join(map(cell, row)) + " |")
-    parts = ["## Errors, and how to mend them"]
+    parts = [INTRODUCTION]
     for name in [*HEADINGS.values(), OTHER]:
         if name in groups:
-            parts += ["", f"### {name}", "", "| what was wrong | what ftune says | how to mend it |", "|---|---|---|", *groups[name]]
+            parts += ["", f"## {name}", "", "| what was wrong | what ftune says | how to mend it |", "|---|---|---|", *groups[name]]
     return "\n".join(parts) + "\n"
 
 
