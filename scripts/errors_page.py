@@ -37,7 +37,7 @@ HEADINGS = {
 OTHER = "Tasks"
 INTRODUCTION = """# Errors, and how to mend them
 
-What `ftune` answers to what it cannot use: the first case of each kind. All cases are in the YAML files beside this page, and a test runs them.
+What `ftune` answers to what it cannot use: the first case of each kind. All are in the YAML files beside this page, and a test runs them.
 `python scripts/errors_page.py` made it; behind each case is the id of its kind."""
 Told = dict[str, str]
 """The three lines of an error: ``error``, ``where``, ``fix``."""
