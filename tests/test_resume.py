@@ -206,6 +206,17 @@ def test_changed_keys_and_data_are_refused_by_name(
     told = refused.fails()
     assert refused.out == "" and (run / "status.json").read_bytes() == before
     assert "optimizer.lr" in told[0] and "resume_allow=[optimizer.lr]" in told[-1]
+    for key, allowed in (
+        ("model.dropout=0.3", "model.dropout"),
+        ("train.batch_size=4", "train.batch_size"),
+        ("train.monitor=loss", "train.monitor"),
+    ):
+        told = ftune("train", f"resume={run}", key, f"resume_allow=[{allowed}]").fails()
+        assert "another experiment" in told[0] and told[1] == f"where: {allowed}" and "model.path=RUN" in told[2]
+    told = ftune("train", f"resume={run}", "task=token-classification").fails()
+    assert "the run trains text-classification" in told[0]
+    told = ftune("train", f"resume={run}", "train.epochs=0.1", "resume_allow=[train.epochs]").fails()
+    assert "the run is at step" in told[0]
     files.train.write_text(files.train.read_text().replace("lovely", "loveable"))
     told = ftune("train", f"resume={run}").fails()
     assert "sha256" in told[0] and "data.train" in told[1]

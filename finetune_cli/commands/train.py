@@ -59,6 +59,8 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
     prepared: Prepared | None = None
     world = Alone(stop)
     try:
+        if resumed is not None:
+            resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
         prepared = prepare(config, invocation.user_set, resumed, stop)
         world = gathered(prepared.device, stop, __name__)
         world.share(Common(config, prepared.for_others(), directory.path, resumed.checkpoint if resumed else None))
@@ -160,7 +162,6 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
     adapter = trainer.saver.adapter
     if resumed:
         before = saved.load(directory.config_path, tasks=tasks.task_configs())
-        resume.compare(before, config)
         resume.compare_files(resume.begun(directory)[1], p.splits.sources, config.resume_allow)
         if start:
             changed = [text.split(" was ")[0] for text in resume.changes(before, config, allowed=())]

@@ -170,6 +170,8 @@ def judged(hydra: Hydra, place: Place, tree: DictConfig, tasks: Tasks, *, comple
     groups = [*groups_in([Path(folder) for _, folder in place.folders]), "task", "ckpt", *(["resume"] if place.run else [])]
     experiment = _experiment(raw["runtime"]["choices"], overrides)
     origins = Origins.of(hydra, place, overrides, groups, experiment)
+    if place.run and (problem := saved_run.another_task(place.run, raw["overrides"]["task"])) is not None:
+        return None, [problem]
     values = _without_hydra(tree)
     table = options_of(place.verb, tasks)
     user_set = origins.user_set(table)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -17,6 +17,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 
 from finetune_cli.config import saved
+from finetune_cli.config.judge import Problem
 from finetune_cli.config.options import Tasks
 from finetune_cli.storage import parsed
 
@@ -103,6 +104,20 @@ def _values(wish: dict[str, Any], name: str, known: type[SavedRun]) -> DictConfi
     else:
         values[wish["group"]] = os.path.abspath(here) if os.path.lexists(here) else name
     return OmegaConf.create(saved.escaped_at(values, wish["group"]))
+
+
+def another_task(place: str, overrides: Sequence[str]) -> Problem | None:
+    """What is wrong where a command line goes on with a run (``place`` is an ``address``) and names another task than it trains."""
+    named = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    wish = json.loads(place.removeprefix(f"{SCHEME}://"))
+    if wish["group"] != "resume" or not {"resume", "task"} <= named.keys():
+        return None
+    config = SavedRun.find(wish["search"], named["resume"].strip("\"'"), wish["root"]).config
+    trained = _tree(config, SavedRun.tasks()).get("task", {}).get("name") if config else None
+    if trained in (None, named["task"]):
+        return None
+    fix = f"leave task out, or start a new run from its weights: ftune train model.path=RUN task={named['task']} …"
+    return Problem(f"the run trains {trained}, which a resume cannot change", f"command line: task={named['task']}", fix)
 
 
 @functools.lru_cache(maxsize=32)

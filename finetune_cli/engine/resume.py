@@ -17,6 +17,10 @@ from finetune_cli.tasks import task_configs
 
 HARMLESS = ("run.", "device.", "resume", "expect", "offline", "train.log_every", "train.save_every", "train.keep")
 """Keys (or their beginnings) whose change leaves the run what it is."""
+ANOTHER = ("task.", "model.", "data.text", "data.label", "optimizer.name", "train.batch_size", "train.order", "train.monitor")
+"""Keys (or their beginnings) that a checkpoint's weights, moments, facts or best score stand on: with others it is another experiment."""
+WITHIN = ("model.gradient_checkpointing", "model.trust_remote_code")
+"""But for these, which change no number."""
 OF_JUMPS = ("train.log_every", "train.save_every")
 """But for these, where a jump of a recorded loss decides how the run goes on."""
 
@@ -103,13 +107,21 @@ def refuse_changes(run: Run, now: TrainConfig) -> None:
 
 
 def compare(before: TrainConfig, now: TrainConfig) -> None:
-    """Refuse by name every changed key that would bend the run, unless ``resume_allow`` lists it."""
-    changed = changes(before, now, allowed=now.resume_allow)
-    if changed:
+    """Refuse by name every changed key that would bend the run, unless ``resume_allow`` lists it; and what no list can allow."""
+    changed = changes(before, now, allowed=())
+    foreign = [text for text in changed if text.startswith(ANOTHER) and not text.startswith(WITHIN)]
+    if foreign:
+        raise UserError(
+            f"that is another experiment, which a resume cannot become: {'; '.join(foreign[:5])}",
+            where=foreign[0].split(" was ")[0],
+            fix="leave it as it was, or start a new run from its weights: ftune train model.path=RUN …",
+        )
+    bent = [text for text in changed if text.split(" was ")[0] not in now.resume_allow]
+    if bent:
         keys = ",".join(text.split(" was ")[0] for text in changed)
         raise UserError(
-            f"the run was made with another config: {'; '.join(changed[:5])}",
-            where=changed[0].split(" was ")[0],
+            f"the run was made with another config: {'; '.join(bent[:5])}",
+            where=bent[0].split(" was ")[0],
             fix=f"leave it as it was, or resume_allow=[{keys}] (the run is then no longer what one run would have been)",
         )
 

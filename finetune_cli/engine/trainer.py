@@ -25,6 +25,7 @@ from finetune_cli.engine.objective import plain
 from finetune_cli.engine.optimizer import Updater, learning_rate
 from finetune_cli.engine.profile import DATA, UPDATE, Profile
 from finetune_cli.engine.timetable import State, Timetable
+from finetune_cli.errors import UserError
 from finetune_cli.run import Run
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Task
 from finetune_cli.world import Alone
@@ -317,7 +318,10 @@ class Trainer:
                 setattr(self.state, name, saved[name])
         self.promised = list(saved.get("next_rows", []))
         self.plan = BatchPlan(**self.state.plan)
-        if not 0 <= self.state.step <= self.timetable.total or self.state.metrics_bytes < 0:
+        if self.state.step > self.timetable.total:
+            told = f"the run is at step {self.state.step} already, and is to end with step {self.timetable.total}"
+            raise UserError(told, where="train.steps, train.epochs", fix="more of them, or eval and predict with the run as it is")
+        if self.state.step < 0 or self.state.metrics_bytes < 0:
             raise ValueError(f"step {self.state.step} of {self.timetable.total}")
         self.loss.fill_(self.state.loss_sum)
         self._saved = (self.state.step, self.state.closed)
