@@ -37,12 +37,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A sample of large tables, unless all are asked for; the long tests first, so that parallel workers end together."""
+    """A sample of large tables and no thorough tests, unless they are asked for; the long tests first, so that workers end together."""
     counts: dict[str, int] = {}
     left_out = []
-    for item in [] if config.getoption("thorough") else items:
-        if (sampled := item.get_closest_marker("sampled")) is not None and len(config.args) and "::" not in config.args[0]:
-            name = item.nodeid.partition("[")[0]
+    all_of_them = config.getoption("thorough") or any("::" in named for named in config.args)
+    for item in [] if all_of_them else items:
+        name = item.nodeid.partition("[")[0]
+        if item.get_closest_marker("thorough") is not None:
+            left_out.append(item)
+        elif (sampled := item.get_closest_marker("sampled")) is not None:
             counts[name] = counts.get(name, -1) + 1
             if counts[name] % sampled.args[0]:
                 left_out.append(item)

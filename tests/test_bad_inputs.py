@@ -283,7 +283,7 @@ def mutated(draw: st.DrawFn) -> list[str]:
     return given
 
 
-@few(40)
+@few(20)
 @given(arguments=mutated())
 def test_mutated_settings_are_composed_or_refused(arguments: list[str], ftune_inside: Callable[..., Ran]) -> None:
     ran = ftune_inside("train", "data.train=reviews", *arguments, "--cfg", "job")

@@ -118,6 +118,7 @@ def test_checkpoint_stall(show: Show, work: Path) -> None:
     assert all(len(run["stalls"]) == 2 and 0 < min(run["stalls"]) for run in written(work, "checkpoint_stall")["runs"])
 
 
+@pytest.mark.thorough
 def test_scaling_with_rows(show: Show, work: Path) -> None:
     table = show(scaling.main, "data --sizes 1,2")
     assert [row[0] for row in table] == ["100", "200"]

@@ -51,6 +51,7 @@ def test_a_fork_ends_and_writes_as_an_interpreter(args: list[str], code: int, fo
     assert ends[0] == ends[1] and ends[0][2] == code and any(ends[0][:2])
 
 
+@pytest.mark.thorough
 def test_a_whole_run_is_the_same_to_the_byte(forks: Forks, home: Path) -> None:
     """Its reload check too, which one of the two makes in a fork of the other server."""
     ends = []
