@@ -81,8 +81,8 @@ def damaged_newest(count: int, *, steps: int, seed: int, crew: Crew) -> Figure:
         for _ in quota:
             names: list[str] = []
             while len(names) < 2:
-                subject.fresh()
-                subject.train(before=lambda: signalled(draw.randint(1, places), 9))
+                at = draw.randint(1, places)  # drawn here: what a fork draws is lost with it
+                subject.fresh().train(before=lambda: signalled(at, 9))  # noqa: B023
                 names = Store(subject.run / "checkpoints", REAL).steps()
             file = draw.choice(sorted((subject.run / "checkpoints" / names[-1]).iterdir()))
             kind, _whole = spoil(file, draw)
