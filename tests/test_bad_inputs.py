@@ -159,7 +159,7 @@ def told_apart(cases: list[dict[str, Any]]) -> Iterator[Any]:
         kinds.add(case["id"])
 
 
-@pytest.mark.parametrize("case", told_apart(CASES))
+@pytest.mark.parametrize("case", list(told_apart(CASES)))
 def test_a_bad_input_is_told_in_three_lines(
     case: dict[str, Any], tmp_path: Path, ftune_inside: Callable[..., Ran], trained: Callable[[str], Path]
 ) -> None:

@@ -219,6 +219,7 @@ def halve_plan(state: dict[str, Any]) -> None:
     state["plan"]["micro_tokens"] //= 2
 
 
+RETURN = {"scheduled", "good", "returns", "left_out"}
 ABLATED: dict[str, tuple[str, int, Callable[[dict[str, Any]], None]]] = {
     "step": ("long", 6, drop("step")),
     "loss_sum": ("long", 6, drop("loss_sum")),
@@ -288,7 +289,7 @@ def test_every_field_of_the_resume_state_has_its_control(wound: Callable[[str], 
     """A field that is added needs a run that is another without it."""
     state = checkpoint.load_state(wound("long").whole / "checkpoints/last")
     assert set(state) == set(State.__slots__) | {"optimizer", "next_rows"}  # the last is a promise, and is compared (test_verified_resume)
-    elsewhere = {"closed", "recent", "first_loss", "spikes"}  # the test above; what spikes are judged by is in test_numbers
+    elsewhere = {"closed", "recent", "first_loss", "spikes", *RETURN}  # the test above; what is about spikes is in test_numbers
     assert {name for name in ABLATED if ":" not in name} | elsewhere == set(State.__slots__)
     kinds = {kind for moments in tree(state["optimizer"]) for kind, value in moments.items() if hasattr(value, "dtype")}
     assert kinds == {name.partition(": ")[2] for name in ABLATED if ":" in name}

@@ -13,6 +13,8 @@ import pytest
 import torch
 from ran import Ran
 
+from finetune_cli import checkpoint
+from finetune_cli.engine import building
 from finetune_cli.engine.numbers import FACTOR, LEAST, spike
 from finetune_cli.engine.trainer import Trainer
 from finetune_cli.errors import MachineError
@@ -126,15 +128,15 @@ def test_a_spike_can_end_the_run_and_be_passed_over(ftune_inside: Ftune, tmp_pat
 BACK = ("train.steps=16", "train.on_spike=rewind", "train.epochs=3")
 
 
-def one_bad_batch(patch: pytest.MonkeyPatch) -> None:
-    """The 15th batch of the data makes the loss jump, whichever update it comes in."""
+def bad_batches(patch: pytest.MonkeyPatch, *places: int) -> None:
+    """These batches of the data make the loss jump, whichever update they come in; the first is 0."""
     real = Trainer.backward
-    patch.setattr(Trainer, "backward", lambda self: real(self) * (50.0 if self.state.step + self.state.left_out == 14 else 1.0))
+    patch.setattr(Trainer, "backward", lambda self: real(self) * (50.0 if self.state.step + self.state.left_out in places else 1.0))
 
 
 def test_a_spike_is_gone_back_from(ftune_inside: Ftune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the checkpoint before; on with later rows; the same to the byte after a kill on either side of the return."""
-    one_bad_batch(monkeypatch)
+    bad_batches(monkeypatch, 14)
     rows: dict[int, list[int]] = {}
     step = Trainer.step
 
@@ -185,7 +187,7 @@ def test_returns_have_an_end(ftune_inside: Ftune, tmp_path: Path, monkeypatch: p
 
 def test_where_a_jump_would_go_back_to_is_kept(ftune_inside: Ftune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many best ones come after it; at the end it goes as others do."""
-    one_bad_batch(monkeypatch)
+    bad_batches(monkeypatch, 14)
     keys = (*BACK, "train.steps=26", "train.log_every=1", "train.save_every=5", "train.keep=0", "train.eval_every=1")
     ran, run = poison.train(ftune_inside, tmp_path, *keys)
     assert "back to step 10, and on" in ran.ok().err
@@ -193,3 +195,24 @@ def test_where_a_jump_would_go_back_to_is_kept(ftune_inside: Ftune, tmp_path: Pa
         (run / "checkpoints/best").resolve().name,
         (run / "checkpoints/last").resolve().name,
     }
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize(("field", "second"), [(None, 20), (None, 19), ("scheduled", 20), ("good", 19), ("returns", 20), ("left_out", 20)])
+def test_a_run_that_went_back_resumes_exactly_and_not_without_any_field(
+    field: str | None, second: int, ftune_inside: Ftune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad_batches(monkeypatch, 14, second)  # update 15; after that return, update 17 is batch 19, and 18 is 20
+    keys = (*BACK, "train.steps=20")
+    with monkeypatch.context() as patch:
+        at_step(patch, 17, lambda trainer: (_ for _ in ()).throw(MachineError("lightning", where="here")))
+        run = poison.train(ftune_inside, tmp_path / "killed", *keys)[1]
+    assert (run / "checkpoints/last").resolve().name == "step-00000016", "saved after the return"
+    whole = poison.train(ftune_inside, tmp_path / "whole", *keys)[1]
+    if field is not None:
+        real = checkpoint.load_state
+        monkeypatch.setattr(building.checkpoint, "load_state", lambda path: {k: v for k, v in real(path).items() if k != field})
+    ran = ftune_inside("train", f"resume={run}")
+    files = ("metrics.jsonl", "checkpoints/last/state.json", "checkpoints/last/model.safetensors")
+    same = ran.code == 0 and all((run / file).read_bytes() == (whole / file).read_bytes() for file in files)
+    assert same is (field is None), ran.err
