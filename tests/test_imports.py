@@ -13,8 +13,9 @@ from ran import ROOT
 PROGRAM = """
 import sys
 from finetune_cli.models.imports import auto_class
-auto_class("AutoModelForSequenceClassification")
-import transformers.models.bert.modeling_bert
+import transformers
+auto_class("AutoModelForSequenceClassification", transformers.BertConfig())
+assert "transformers.models.bert.modeling_bert" in sys.modules
 from finetune_cli import data
 import pyarrow as pa
 pa.array(["a", None])

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from finetune_cli import __version__
+from finetune_cli import __version__, collector
 from finetune_cli.errors import Exit, FtuneError, UserError
 from finetune_cli.said import without_secrets
 
@@ -53,6 +53,7 @@ _STOPS = ("SIGTERM", "SIGHUP", "SIGUSR1")
 
 def entry() -> NoReturn:
     """What the installed command calls."""
+    collector.rest(until="torch")
     with _stopped_early():
         try:
             code = main()

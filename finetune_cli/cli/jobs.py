@@ -25,6 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from finetune_cli import collector
 from finetune_cli.cli import tell
 from finetune_cli.config import Invocation, saved_run
 from finetune_cli.config.compose import Composed, Place, compose, composer, judged, read_line, register
@@ -123,7 +124,9 @@ class Job:
             sweep_dir=sweep_dir,
             config_yaml=composed.config_yaml,
         )
-        result = importlib.import_module(self.module).run(composed.config, invocation)
+        verb = importlib.import_module(self.module)
+        collector.wake()
+        result = verb.run(composed.config, invocation)
         sys.stdout.flush()
         return result if isinstance(result, float) else None
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from finetune_cli import collector
 from finetune_cli.errors import MachineError, UserError
 from finetune_cli.models.source import Source
 
 
 def quiet() -> None:
     """Keep transformers' and the hub's own bars, reports and retries off stderr: what they say is said in our words."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
+    with collector.resting(until="transformers"):
+        from huggingface_hub.utils import logging as hub_logging
+        from transformers.utils import logging
 
     hub_logging.set_verbosity(hub_logging.CRITICAL)
     logging.set_verbosity_error()

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import suppress
 from typing import Any
+
+from finetune_cli import collector
 
 LOSSES = "transformers.loss.loss_utils"
 NEEDS_SCIPY = "linear_sum_assignment"
 
 
-def auto_class(name: str) -> Any:
-    """One of transformers' ``AutoModelFor…``."""
-    import transformers
+def auto_class(name: str, model_config: Any) -> Any:
+    """One of transformers' ``AutoModelFor…``, with the class that it has for a config."""
+    with collector.resting(until="transformers.modeling_utils"):
+        import transformers
 
-    _import_losses()
-    return getattr(transformers, name)
+        _import_losses()
+        found = getattr(transformers, name)
+        with suppress(Exception):  # what cannot be had is told where it is loaded
+            found._model_mapping[type(model_config)]
+    return found
 
 
 def _import_losses() -> None:

@@ -89,11 +89,10 @@ def load(
     ``held``: further arguments of ``from_pretrained``, which hold the weights in fewer bits on their device.
     Raises UserError where the weights do not fit the architecture, Diverged where they hold NaN.
     """
-
     configure(model_config, config, task)
     torch.manual_seed(randomness.key(seed, "init"))
     with loading(source):
-        loaded = auto_class(task.auto_class).from_pretrained(
+        loaded = auto_class(task.auto_class, model_config).from_pretrained(
             source.name,
             config=model_config,
             revision=source.revision,
@@ -124,22 +123,20 @@ def load(
 
 def skeleton(config: ModelConfig, task: Task[Any], model_config: Any) -> nn.Module:
     """The task's model without weights, to look at its layers before any are loaded."""
-
     model_config = copy.deepcopy(model_config)
     configure(model_config, config, task)
     with torch.device("meta"):
-        model = auto_class(task.auto_class).from_config(model_config, trust_remote_code=config.trust_remote_code)
+        model = auto_class(task.auto_class, model_config).from_config(model_config, trust_remote_code=config.trust_remote_code)
     assert isinstance(model, nn.Module)
     return model
 
 
 def load_exact(directory: Path, task: Task[Any]) -> nn.Module:
     """A model that ftune or transformers saved whole: every tensor must be there and none may be over. fp32."""
-
     source = Source(str(directory), None, "")
-    load_config(source, ModelConfig(path=source.name), offline=True)
+    model_config = load_config(source, ModelConfig(path=source.name), offline=True)
     with loading(source):
-        model, info = auto_class(task.auto_class).from_pretrained(
+        model, info = auto_class(task.auto_class, model_config).from_pretrained(
             directory,
             local_files_only=True,
             use_safetensors=True,

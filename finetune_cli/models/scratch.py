@@ -30,7 +30,6 @@ def family(model_config: Any, architecture: str) -> str:
 
 def build(config: ModelConfig, task: Task[Any], tokenizer: Any, *, seed: int) -> nn.Module:
     """A small transformer from ``model.shape``, with random weights drawn from the seed: BERT's layers, Llama's or T5's."""
-
     shape = SHAPE | dict(config.shape)
     if unknown := sorted(set(shape) - set(SHAPE)):
         raise UserError(f"model.shape has no {unknown[0]!r}", where=f"model.shape.{unknown[0]}", fix=f"one of {', '.join(SHAPE)}")
@@ -43,7 +42,7 @@ def build(config: ModelConfig, task: Task[Any], tokenizer: Any, *, seed: int) ->
     model_config = _SCRATCH[task.architecture](shape, tokenizer)
     configure(model_config, config, task)
     torch.manual_seed(randomness.key(seed, "init"))
-    model = auto_class(task.auto_class).from_config(model_config, dtype=torch.float32)
+    model = auto_class(task.auto_class, model_config).from_config(model_config, dtype=torch.float32)
     assert isinstance(model, nn.Module)
     pooled(model, config, [])
     return model
