@@ -162,13 +162,13 @@ class Forks:
 
     def popen(self, command: list[str], *, fresh: bool = False, env: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
         """``python -m finetune_cli ARGS`` or ``python SCRIPT ARGS`` under just this environment."""
-        if not fresh and self.allowed and self._server("ftune").suits(env):
-            return Forked(self._server("ftune"), command, env=env, **options)
+        if not fresh and self.allowed and self.server("ftune").suits(env):
+            return Forked(self.server("ftune"), command, env=env, **options)
         return subprocess.Popen(command, env=env, **options)
 
     def reloading(self) -> Any:
         """What ``finetune_cli.engine.export`` may have in place of the module subprocess."""
-        return reloading(self._server("reload")) if self.allowed else subprocess
+        return reloading(self.server("reload")) if self.allowed else subprocess
 
     def end(self) -> None:
         """Without its standard input a server ends; forks that still run go on."""
@@ -180,7 +180,8 @@ class Forks:
             path.unlink()
         self._folder.rmdir()
 
-    def _server(self, kind: str) -> Server:
+    def server(self, kind: str) -> Server:
+        """``ftune`` or ``reload``; it begins when it is first asked for."""
         if kind not in self._servers:
             self._servers[kind] = self._begin(kind)
         return self._servers[kind]
@@ -191,7 +192,7 @@ class Forks:
         env = {**os.environ, **({} if isolated else own_settings())}
         ignores = "PYTHON" if isolated else ""
         found = Server(address, settings(env, ignores), ignores)
-        reload_server = [] if isolated else [json.dumps(asdict(self._server("reload"))), *self._more]
+        reload_server = [] if isolated else [json.dumps(asdict(self.server("reload"))), *self._more]
         command = [sys.executable, *(["-I"] if isolated else []), __file__]
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(address)

@@ -115,11 +115,12 @@ def test_a_reload_check_has_no_ftune(forks: Forks, tmp_path: Path) -> None:
     program = tmp_path / "reload_check.py"
     code = "import sys; print(*[name for name in ('finetune_cli', 'hydra', 'torch', 'transformers') if name in sys.modules])"
     program.write_text(code)
-    process = forks.reloading().Popen([sys.executable, "-I", str(program)], **PIPES)
+    env = dict(forks.server("reload").settled)  # whatever other tests did to this process's own
+    process = forks.reloading().Popen([sys.executable, "-I", str(program)], env=env, **PIPES)
     assert isinstance(process, Forked)
     assert process.communicate("", timeout=60) == ("torch transformers\n", "")
     program.write_text("raise SystemExit('does not load')")
-    process = forks.reloading().Popen([sys.executable, "-I", str(program)], **PIPES)
+    process = forks.reloading().Popen([sys.executable, "-I", str(program)], env=env, **PIPES)
     assert process.communicate("", timeout=60) == ("", "does not load\n") and process.returncode == 1
 
 
