@@ -155,7 +155,6 @@ def test_a_spike_is_gone_back_from(ftune_inside: Ftune, tmp_path: Path, monkeypa
         poison.train(ftune_inside, tmp_path / "plain", "train.steps=19", "train.on_spike=warn", "train.epochs=3")[0].ok()
     assert [trainer_rows[at] for at in range(13, 17)] == [sorted(rows[at + 3]) for at in range(13, 17)]
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == list(range(1, 17))
-    assert json.loads((run / "checkpoints/last/state.json").read_text())
     for name, at in (("before", 14), ("after", 13)):
         home, met = tmp_path / name, iter(range(1, 3))
         with monkeypatch.context() as patch:

@@ -10,9 +10,9 @@ from finetune_cli.data.references import References, gather_references
 from finetune_cli.data.roles import NoColumn, Roles, find_roles
 from finetune_cli.data.rows import Rows, concat
 from finetune_cli.data.splits import Splits, load_splits
-from finetune_cli.data.without_pandas import settle
+from finetune_cli.data.without_pandas import go_without_pandas
 
-settle()
+go_without_pandas()  # before any column is made
 
 __all__ = [
     "NoColumn",

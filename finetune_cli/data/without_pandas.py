@@ -18,7 +18,7 @@ class _Hidden(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError("hidden for a moment", name=name)
 
 
-def settle() -> None:
+def go_without_pandas() -> None:
     """Have Arrow look while there is none."""
     if "pandas" in sys.modules:
         return

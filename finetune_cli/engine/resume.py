@@ -20,9 +20,9 @@ HARMLESS = ("run.", "device.", "resume", "expect", "offline", "train.log_every",
 ANOTHER = ("task.", "model.", "data.text", "data.label", "optimizer.name", "train.batch_size", "train.order", "train.monitor")
 """Keys (or their beginnings) that a checkpoint's weights, moments, facts or best score stand on: with others it is another experiment."""
 WITHIN = ("model.gradient_checkpointing", "model.trust_remote_code")
-"""But for these, which change no number."""
+"""Of those, what changes no number."""
 OF_JUMPS = ("train.log_every", "train.save_every")
-"""But for these, where a jump of a recorded loss decides how the run goes on."""
+"""Of the harmless ones, what decides where a run goes back to under ``train.on_spike=rewind``, and so bends it."""
 
 
 @dataclass(frozen=True, slots=True)
