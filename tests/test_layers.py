@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "finetune_cli"
 FLOORS = [
-    "said",
+    "said collector",
     "errors",
     "config storage randomness",
     "device world run metrics baselines data encoded console corpora",

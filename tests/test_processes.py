@@ -19,6 +19,7 @@ import torch
 from ran import ROOT, Ran, labelled_rows, one_a_task, write_rows
 from safetensors.torch import load_file
 
+from finetune_cli.engine.signals import StopFlag
 from finetune_cli.errors import Stopped
 from finetune_cli.world import Alone, Group, watch
 from finetune_cli.world.watch import Watch
@@ -376,6 +377,21 @@ def test_a_process_that_works_waits_or_asks_for_patience_is_not_lost(watched: tu
                 follower.beat()
             follower.look(), leader.look()
     assert not lost
+
+
+def test_a_signal_during_the_exchange_waits_for_the_next_one() -> None:
+    """No other process knows of it yet: it stops nobody now, and is not forgotten."""
+    world = object.__new__(Group)
+    world.stop = StopFlag()
+
+    def exchanged(note: dict[str, Any]) -> list[dict[str, Any]]:
+        world.stop.name = "SIGTERM"  # while the others' notes are awaited
+        return [note, {"weights": {"loss": 2.0}, "stop": None}]
+
+    world._notes = exchanged  # type: ignore[method-assign]
+    assert world.totals({"loss": 1.0}) == {"loss": 3.0}
+    with pytest.raises(Stopped, match="SIGTERM"):
+        world.totals({"loss": 1.0})
 
 
 def test_a_follower_learns_of_its_leaders_signal(watched: tuple[Watch, Watch, list[str]]) -> None:

@@ -94,8 +94,10 @@ class Group(Alone):
     def totals(self, weights: dict[str, float]) -> dict[str, float]:
         """Sums over all processes, by name. Raises in every process alike where a signal has come to one."""
         notes = self._notes({"weights": weights, "stop": self.stop.name})
-        self.stop.name = next((note["stop"] for note in notes if note["stop"]), None)
-        self.stop.check()
+        agreed = next((note["stop"] for note in notes if note["stop"]), None)
+        if agreed is not None:  # else a signal that came during the exchange waits for the next one: no other process knows of it
+            self.stop.name = agreed
+            self.stop.check()
         found: dict[str, float] = {}
         for note in notes:
             for name, weight in note["weights"].items():
