@@ -56,6 +56,18 @@ class Ragged:
         positions = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Ragged(self.values[positions], offsets)
 
+    def replaced(self, indices: np.ndarray, sequences: Iterable[Iterable[int]]) -> Ragged:
+        """The same with other sequences at ``indices``, which ascend."""
+        new = Ragged.of(sequences, self.values.dtype)
+        order = np.arange(len(self))
+        order[indices] = len(self) + np.arange(len(new))
+        return self.then(new).take(order)
+
+    def then(self, more: Ragged) -> Ragged:
+        """These sequences and ``more`` behind them."""
+        offsets = np.concatenate([self.offsets, self.offsets[-1] + more.offsets[1:]])
+        return Ragged(np.concatenate([self.values, more.values]), offsets)
+
     @classmethod
     def of(cls, sequences: Iterable[Iterable[int]], dtype: Any = np.int32) -> Ragged:
         """Ragged form of a chunk of Python sequences."""

@@ -115,7 +115,6 @@ class Text2TextGeneration(Task[Text2TextGenerationConfig]):
         import numpy as np
 
         from finetune_cli.data import References
-        from finetune_cli.encoded import Ragged
 
         sources = encode_texts(rows, roles, tokenizer, max_length=max_length, first_row=first_row, prefix=self.prefix)
         sources.columns["place"] = (rows.file_of.astype(np.int64) << 40) + rows.row_of
@@ -123,9 +122,7 @@ class Text2TextGeneration(Task[Text2TextGenerationConfig]):
             return sources
         limit = self._target_length or max_length
         first = [several[0] if several else "" for several in References(rows.column(roles.labels[0]))]
-        targets = tokenise_targets(tokenizer, first, limit)
-        sources.columns["labels"] = Ragged.of([ids for _, ids, _ in targets])
-        lengths = np.array([length for length, _, _ in targets], np.int64)
+        lengths, sources.columns["labels"] = tokenise_targets(tokenizer, first, limit)
         cut = (lengths > limit) & (sources.lengths() < max_length)
         counts = sources.counts
         lost = int(np.maximum(lengths - limit, 0).sum())

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from finetune_cli.data import Roles, Rows, TokenCounts
-    from finetune_cli.encoded import Columns, Examples
+    from finetune_cli.encoded import Columns, Examples, Ragged
     from finetune_cli.tasks.base import Layout
 
 
@@ -39,16 +41,11 @@ def encode_sequences(tokenizer: Any, first: list[str], second: list[str] | None,
     import numpy as np
 
     from finetune_cli.data import TokenCounts
-    from finetune_cli.encoded import Ragged
 
-    encodings = tokenise(tokenizer, first, second, max_length)
-    lengths = np.array([n for n, _, _ in encodings], np.int64)
+    segmented = second is not None and "token_type_ids" in tokenizer.model_input_names
+    lengths, columns = tokenise(tokenizer, first, second, max_length=max_length, segmented=segmented)
     kept = np.minimum(lengths, max_length)
-    ids = Ragged.of([e for _, e, _ in encodings])
-    columns: Columns = {"input_ids": ids}
-    if second is not None and "token_type_ids" in tokenizer.model_input_names:
-        columns["token_type_ids"] = Ragged.of([t for _, _, t in encodings], np.int8)
-    unknown = int((ids.values == tokenizer.unk_token_id).sum()) if tokenizer.unk_token_id is not None else 0
+    unknown = int((columns["input_ids"].values == tokenizer.unk_token_id).sum()) if tokenizer.unk_token_id is not None else 0
     counts = TokenCounts(
         tokens=int(kept.sum()),
         longest=int(lengths.max(initial=0)),
@@ -56,36 +53,58 @@ def encode_sequences(tokenizer: Any, first: list[str], second: list[str] | None,
         lost=int((lengths - kept).sum()),
         unknown=unknown,
     )
-    return columns, counts
+    return {**columns}, counts
 
 
-def tokenise(tokenizer: Any, first: list[str], second: list[str] | None, max_length: int) -> list[tuple[int, list[int], list[int]]]:
-    """(full length, ids, segment ids) of each row. The fast tokenizer works through the chunk on every core."""
-    pairs: list[Any] = first if second is None else list(zip(first, second, strict=True))
+def tokenise(
+    tokenizer: Any, first: list[str], second: list[str] | None = None, *, max_length: int, segmented: bool = False
+) -> tuple[np.ndarray, dict[str, Ragged]]:
+    """The whole length of each row, int64 [N], and its ``input_ids`` (``segmented``: and ``token_type_ids``), cut at ``max_length``."""
+    import numpy as np
+
+    columns = _uncut(tokenizer, first, second, segmented=segmented)
+    lengths = columns["input_ids"].lengths()
+    if len(longer := np.flatnonzero(lengths > max_length)):
+        chosen = [[texts[i] for i in longer] for texts in (first, second) if texts is not None]
+        cut = tokenizer(*chosen, truncation="longest_first", max_length=max_length, return_token_type_ids=segmented)
+        columns = {name: column.replaced(longer, cut[name]) for name, column in columns.items()}
+    return lengths, columns
+
+
+def _uncut(tokenizer: Any, first: list[str], second: list[str] | None, *, segmented: bool) -> dict[str, Ragged]:
+    """The same of whole rows. A fast tokenizer works through the chunk on every core."""
+    import numpy as np
+
+    from finetune_cli.encoded import Ragged
+    from finetune_cli.tasks.word_table import looked_up
+
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        plain = tokenizer(first, second, truncation=False)
-        whole = [(len(ids), ids, plain.get("token_type_ids", [[]] * len(first))[i]) for i, ids in enumerate(plain["input_ids"])]
+        plain = tokenizer(first, second, truncation=False, return_token_type_ids=segmented)
+        ids, segments = plain["input_ids"], plain.get("token_type_ids")
     else:
         backend.no_truncation()
         backend.no_padding()
-        no_segments: list[int] = []
-        encoded = backend.encode_batch_fast(pairs)
-        whole = [(len(ids := e.ids), ids, no_segments if second is None else e.type_ids) for e in encoded]
-    for i, (length, _, _) in enumerate(whole):
-        if length > max_length:
-            cut = tokenizer(first[i], None if second is None else second[i], truncation="longest_first", max_length=max_length)
-            whole[i] = (length, cut["input_ids"], cut.get("token_type_ids", [0] * max_length))
-    return whole
+        if (found := looked_up(tokenizer, first, second)) is not None:
+            return found if segmented else {"input_ids": found["input_ids"]}
+        encoded = backend.encode_batch_fast(first if second is None else list(zip(first, second, strict=True)))
+        ids, segments = [e.ids for e in encoded], [e.type_ids for e in encoded] if segmented else None
+    return {"input_ids": Ragged.of(ids)} | ({"token_type_ids": Ragged.of(segments, np.int8)} if segmented else {})
 
 
-def tokenise_targets(tokenizer: Any, texts: list[str], limit: int) -> list[tuple[int, list[int], list[int]]]:
-    """(full length, ids cut at ``limit``, nothing) of each target; tokenizers that treat targets otherwise than sources are asked to."""
+def tokenise_targets(tokenizer: Any, texts: list[str], limit: int) -> tuple[np.ndarray, Ragged]:
+    """The whole length of each target, int64 [N], and its ids cut at ``limit``; tokenizers that treat targets otherwise than sources are
+    asked to.
+    """
+    import numpy as np
     from transformers import PreTrainedTokenizerBase
+
+    from finetune_cli.encoded import Ragged
 
     own = getattr(type(tokenizer), "_switch_to_target_mode", None)
     if own is None or own is PreTrainedTokenizerBase._switch_to_target_mode:
-        return tokenise(tokenizer, texts, None, limit)
+        lengths, columns = tokenise(tokenizer, texts, max_length=limit)
+        return lengths, columns["input_ids"]
     whole = tokenizer(text_target=texts)["input_ids"]
     cut = tokenizer(text_target=texts, truncation=True, max_length=limit)["input_ids"]
-    return [(len(every), kept, []) for every, kept in zip(whole, cut, strict=True)]
+    return np.array([len(ids) for ids in whole], np.int64), Ragged.of(cut)
