@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from finetune_cli import cli
 from finetune_cli.config import Invocation
@@ -414,6 +415,18 @@ def test_resume_starts_from_the_saved_config(saved_run: Callable[..., Path], cal
 
 
 # sweeps -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_is_composed_once(calls: Calls, ftune_inside: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of a second each time; what Hydra runs is what was judged."""
+    lines = []
+    compose = ConfigLoaderImpl._load_configuration_impl
+    monkeypatch.setattr(logging.getLogger("hydra"), "level", logging.WARNING)  # else Hydra composes for its own debug lines
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "_load_configuration_impl", lambda self, *given, **named: (lines.append(given), compose(self, *given, **named))[1]
+    )
+    ftune_inside("train", "data.train=my.csv", "train.seed=3").ok()
+    assert len(lines) == 1 and calls[0][0].train.seed == 3
 
 
 def test_a_sweep(calls: Calls, ftune_inside: Callable[..., Ran], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ FLOORS = [
     "said collector",
     "errors",
     "config storage randomness",
-    "device world run metrics baselines data encoded console corpora",
+    "device world run metrics baselines data encoded word_table console corpora",
     "tasks",
     "models adapters pooling packing batching snapshot",
     "checkpoint",

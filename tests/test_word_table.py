@@ -13,9 +13,9 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, proce
 from tokenizers.models import BPE, WordPiece
 from transformers import PreTrainedTokenizerFast
 
-from finetune_cli.tasks import word_table
+from finetune_cli import word_table
 from finetune_cli.tasks.tokens import tokenise
-from finetune_cli.tasks.word_table import looked_up
+from finetune_cli.word_table import looked_up
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdeßéçσ新词.,!'-"

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -31,7 +31,7 @@ from finetune_cli.config import Invocation, saved_run
 from finetune_cli.config.compose import Composed, Place, compose, composer, judged, read_line, register
 from finetune_cli.config.explain import explain
 from finetune_cli.config.files import configs_dir
-from finetune_cli.config.grammar import CommandLine, hidden_files, quote
+from finetune_cli.config.grammar import ACTIONS, CommandLine, hidden_files, quote
 from finetune_cli.config.judge import Problem, together
 from finetune_cli.errors import Exit, UserError
 from finetune_cli.tasks import recognise, task_configs
@@ -151,15 +151,15 @@ def start(verb: str, module: str, arguments: list[str]) -> int:
     if line.multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a sweep cannot run under torchrun", where="command line: --multirun", fix="start one torchrun per setting")
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    with _hydra_raises():
+    with _hydra_raises(), composer(place) as composing:
         try:
-            sweep = _check(line, place)
+            sweep = _check(line, place, composing)
         except Exception as error:
             raise _understood(error, place, line) from error
         _say_hidden(place)
         job = Job(place, module, (verb, *arguments), debug)
         try:
-            return _launch(line, place, job, sweep)
+            return _launch(line, place, job, sweep, composing)
         except JobFailed as error:
             return error.code
         except Exception as error:
@@ -179,17 +179,16 @@ def _understood(error: Exception, place: Place, line: CommandLine) -> Exception:
     return together([*line.problems, Problem(told.what, told.where, told.fix)])
 
 
-def _check(line: CommandLine, place: Place) -> Path | None:
+def _check(line: CommandLine, place: Place, composing: Hydra) -> Path | None:
     """Judge every job of the command before anything is made; the sweep's directory if it is a sweep."""
     if any(flag in line.flags for flag in ("--hydra-help", "--shell-completion")):
         return None
     showing = any(flag in line.flags for flag in ("--cfg", "--info"))
     root, problems = "runs", list(line.problems)
-    with composer(place) as loader:
-        for overrides in _jobs(line, loader):
-            composed, found = compose(loader, place, overrides, task_configs(), complete=not showing and not line.problems)
-            problems += found
-            root = composed.config.run.root if composed else root
+    for overrides in _jobs(line, composing):
+        composed, found = compose(composing, place, overrides, task_configs(), complete=not showing and not line.problems)
+        problems += found
+        root = composed.config.run.root if composed else root
     if line.multirun and line.value("run.dir") is not None and place.verb == "train":
         fix = "leave it out: a sweep's jobs are in runs/sweeps/ID/N (hydra.sweep.dir moves them)"
         problems.append(Problem("run.dir names one directory, and a sweep has many runs", "command line: run.dir", fix))
@@ -198,12 +197,12 @@ def _check(line: CommandLine, place: Place) -> Path | None:
     return Path(root).expanduser().absolute() / "sweeps" if line.multirun else None
 
 
-def _jobs(line: CommandLine, loader: Any) -> list[list[str]]:
+def _jobs(line: CommandLine, composing: Hydra) -> list[list[str]]:
     """The overrides of every job. Of a sweeper that draws its values, one job without them."""
     if not line.multirun:
         return [line.overrides]
     swept, fixed = [], []
-    for override in OverridesParser.create(config_loader=loader.config_loader).parse_overrides(line.overrides):
+    for override in OverridesParser.create(config_loader=composing.config_loader).parse_overrides(line.overrides):
         if override.is_sweep_override() and override.is_discrete_sweep():
             key = override.get_key_element()
             swept.append([f"{key}={value}" for value in override.sweep_string_iterator()])
@@ -212,8 +211,12 @@ def _jobs(line: CommandLine, loader: Any) -> list[list[str]]:
     return [[*fixed, *point] for point in itertools.product(*swept)]
 
 
-def _launch(line: CommandLine, place: Place, job: Job, sweeps: Path | None) -> int:
-    """Hand over to Hydra."""
+def _launch(line: CommandLine, place: Place, job: Job, sweeps: Path | None, composing: Hydra) -> int:
+    """Hand over to Hydra: one job as it was composed, anything else to Hydra's own command line."""
+    if not composing.config_loader.sweeps and not any(flag in line.flags for flag in (*ACTIONS, "--hydra-help")):
+        composing.run(place.config_name, job, line.overrides)
+        return next((code for code in job.codes if code), int(Exit.DONE))
+    GlobalHydra.instance().clear()
     arguments, directory = line.arguments(), None
     if sweeps is not None and line.value("hydra.sweep.dir") is None:
         directory = _new_directory(sweeps)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
@@ -139,16 +140,35 @@ def _variable(name: str, *default: Any) -> Any:
     return oc.env(name, *default)
 
 
+class Once(ConfigLoaderImpl):  # type: ignore[misc]  # Hydra is not typed
+    """Composes a command line once, which takes 0.1 s: what was judged is what runs. Who asks a third time gets a tree of his own."""
+
+    sweeps = False
+    """Whether the last config asks for a sweep."""
+    _kept: tuple[Any, DictConfig] | None = None
+
+    def load_configuration(self, config_name: str | None, overrides: list[str], run_mode: RunMode, *more: Any, **named: Any) -> DictConfig:
+        line = (config_name, *overrides, run_mode, *more, *named.items())
+        if self._kept is not None and self._kept[0] == line:
+            (_, tree), self._kept = self._kept, None
+            return tree
+        tree: DictConfig = super().load_configuration(config_name, overrides, run_mode, *more, **named)
+        self.sweeps, self._kept = tree.hydra.mode == RunMode.MULTIRUN, (line, tree)
+        return tree
+
+
 @contextmanager
 def composer(place: Place) -> Iterator[Hydra]:
-    """A Hydra that composes and does nothing else. One that is already at work is put back afterwards."""
+    """A Hydra that composes each command line once. One that is already at work is put back afterwards."""
     from hydra import version
 
     version.setbase("1.3")
     held = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        yield Hydra.create_main_hydra2(place.verb, create_config_search_path(place.folders[0][1]))
+        found = Hydra(place.verb, Once(create_config_search_path(place.folders[0][1])))
+        GlobalHydra.instance().initialize(found)
+        yield found
     finally:
         GlobalHydra.instance().clear()
         if held is not None:

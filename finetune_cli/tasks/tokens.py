@@ -76,7 +76,7 @@ def _uncut(tokenizer: Any, first: list[str], second: list[str] | None, *, segmen
     import numpy as np
 
     from finetune_cli.encoded import Ragged
-    from finetune_cli.tasks.word_table import looked_up
+    from finetune_cli.word_table import looked_up
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
