@@ -150,8 +150,8 @@ class Once(ConfigLoaderImpl):  # type: ignore[misc]  # Hydra is not typed
     def load_configuration(self, config_name: str | None, overrides: list[str], run_mode: RunMode, *more: Any, **named: Any) -> DictConfig:
         line = (config_name, *overrides, run_mode, *more, *named.items())
         if self._kept is not None and self._kept[0] == line:
-            (_, tree), self._kept = self._kept, None
-            return tree
+            kept, self._kept = self._kept[1], None
+            return kept
         tree: DictConfig = super().load_configuration(config_name, overrides, run_mode, *more, **named)
         self.sweeps, self._kept = tree.hydra.mode == RunMode.MULTIRUN, (line, tree)
         return tree
