@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,3 +122,22 @@ def test_an_expectation_on_an_unknown_metric_is_an_error_before_training(train: 
     assert "accuracy" in told[-1]
     told = train("train.monitor=f2").fails(2)
     assert "f2" in told[0] and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_while_torch_imports_numpy_is_not_lost(number: int, code: int, tmp_path: Path) -> None:
+    """Torch clears an exception that is raised there, and with it the stop."""
+    script = f"""
+import os, sys
+class Asking:
+    def find_spec(self, name, *_):
+        if name == "numpy":
+            os.kill(os.getpid(), {number})
+sys.meta_path.insert(0, Asking())
+sys.argv = ["ftune", "train", "+exp=smoke", "train.steps=1", "run.dir=run"]
+from finetune_cli.cli import entry
+entry()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == code and b"Traceback" not in ended.stderr
+    assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,27 @@ def test_a_signal_stops_all_at_one_step_and_the_run_goes_on(home: Path, forks: A
     assert not Path(f"/proc/{follower}").exists()
     status = json.loads((home / "stopped/status.json").read_text())
     assert status["state"] == "preempted" and (home / "stopped/checkpoints/last").resolve().name == f"step-{status['step']:08}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, 5), (signal.SIGINT, 130)])
+def test_an_end_while_the_processes_meet(home: Path, number: int, code: int) -> None:
+    """A second process that dies while it starts, or Ctrl-C in the terminal, which both processes get: neither waits for the other."""
+    command = [sys.executable, "-m", "finetune_cli", "train", *ROWS, *SHORT, "device.processes=2", "run.dir=met"]
+    process = subprocess.Popen(command, cwd=home, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True, **QUIET)  # type: ignore[call-overload]
+    until, follower = time.monotonic() + 90, None
+    while follower is None:
+        assert time.monotonic() < until, "no second process"
+        with suppress(AssertionError, OSError):
+            follower = follower_of(process)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        os.kill(follower, number)
+    _, err = process.communicate(timeout=60)
+    told = err.decode()
+    assert process.returncode == code and "Traceback" not in told, told
+    assert "process 1 of 2 was lost" in told if code == 5 else "interrupted" in told
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -5,6 +5,7 @@ stdout belongs to results. Every end that ftune foresees is three lines on stder
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -48,12 +49,13 @@ start here:
 
 ftune VERB --help lists every option. Shell completion: eval "$(ftune -sc install=bash)"
 """
-_STOPS = ("SIGTERM", "SIGHUP", "SIGUSR1")
+_STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
 def entry() -> NoReturn:
     """What the installed command calls."""
     collector.rest(until="torch")
+    atexit.register(_deaf)
     with _stopped_early():
         try:
             code = main()
@@ -151,16 +153,26 @@ def _complete(arguments: list[str]) -> int:
 
 @contextmanager
 def _stopped_early() -> Iterator[None]:
-    """Being asked to stop before a verb has put up its own handlers: nothing to save, exit 75."""
+    """Being asked to stop before a verb has put up its own handlers: nothing to save. Exit 75, or 130 after Ctrl-C, and at once: while
+    numpy is imported by torch an exception would be lost, and the command would go on.
+    """
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        os.write(2, b"ftune: stopped before anything began\n")
-        raise SystemExit(int(Exit.PREEMPTED))
+    def stop(number: int, _frame: FrameType | None) -> None:
+        interrupted = number == signal.SIGINT
+        told = "ftune: interrupted" if interrupted else f"ftune: stopped by {signal.Signals(number).name}"
+        os.write(2, f"{told}, with nothing under way\n".encode())
+        os._exit(Exit.INTERRUPTED if interrupted else Exit.PREEMPTED)
 
-    asked = [getattr(signal, name) for name in _STOPS if hasattr(signal, name)]
-    held = {number: signal.signal(number, stop) for number in asked if signal.getsignal(number) == signal.SIG_DFL}
+    free = (signal.SIG_DFL, signal.default_int_handler)
+    held = {number: signal.signal(number, stop) for number in _STOPS if signal.getsignal(number) in free}
     try:
         yield
     finally:
         for number, handler in held.items():
             signal.signal(number, handler)
+
+
+def _deaf() -> None:
+    """The exit code is decided: a signal during the interpreter's own end would only change it."""
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)

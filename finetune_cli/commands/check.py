@@ -36,6 +36,7 @@ def run(config: CheckConfig, invocation: Invocation) -> float | None:
             disk = trainer.room_on_disk()[:2]
         finally:
             directory.abandon()
+        stop.check()
     found = _ledger(train, prepared, trainer, disk)
     _say(found, prepared)
     if target is not None:

@@ -24,6 +24,7 @@ class StopFlag:
         self.advice = "run the same command again"
         self.last_words = ""
         self.all_saved = False
+        self.interrupted = False
 
     def began(self, run: Path) -> None:
         """From now on there is a run to go on with; its path goes to stdout however the process ends."""
@@ -46,12 +47,14 @@ class StopFlag:
         raise Stopped(f"stopped by {self.name}", where=self.name, fix=self.advice)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        name, before = signal.Signals(number).name, self.name
-        if before is not None and (self.all_saved or name == before == "SIGINT"):
+        name, again = signal.Signals(number).name, self.name is not None
+        if again and (self.all_saved or name == "SIGINT" and self.interrupted):
+            os.write(2, f"stopped at once by {name}; {self.advice}\n".encode())
             os.write(1, self.last_words.encode())
             os._exit(Exit.INTERRUPTED if name == "SIGINT" else Exit.PREEMPTED)
-        self.name = name
-        if before is None:
+        self.interrupted |= name == "SIGINT"
+        if not again:
+            self.name = name
             told = "a second one stops at once" if self.all_saved or name == "SIGINT" else "what is done is kept"
             line = f"{name}: stopping as soon as what is being done is whole; {told}"
             try:

@@ -12,7 +12,7 @@ from finetune_cli.config.schema import DataConfig, TaskConfig
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Outputs, Prediction, Score, Task
 from finetune_cli.tasks.figures import figure
-from finetune_cli.tasks.labelling.heads import output_layer
+from finetune_cli.tasks.labelling.heads import answer_in_fp32, output_layer
 from finetune_cli.tasks.tokens import encode_texts, lay_tokens
 
 if TYPE_CHECKING:
@@ -111,6 +111,9 @@ class TextRegression(Task[TextRegressionConfig]):
         names = self.facts["targets"]
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
         return {"num_labels": len(names), **labels, "problem_type": "regression"}
+
+    def adjust(self, model: nn.Module) -> None:
+        answer_in_fp32(output_layer(model, len(self.facts["targets"])))
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         from torch.nn import functional as F

@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -22,6 +23,8 @@ from finetune_cli.errors import Exit, FtuneError, UserError
 from finetune_cli.world.alone import Stopping
 from finetune_cli.world.group import Group, Lost
 
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+"""Signals that ask to stop."""
 JOIN_SECONDS = 20.0
 """How long the leader waits for followers that have nothing left to do."""
 
@@ -59,12 +62,17 @@ class Crew:
         self.processes = [
             spawn.Process(target=_follow, args=(self.store.port, rank, size, module), name=f"ftune {rank}") for rank in range(1, size)
         ]
-        for process in self.processes:
-            process.start()
+        with _signals_held():  # a follower begins with them held, until it can leave them to the leader
+            for process in self.processes:
+                process.start()
 
     def lead(self, stop: Stopping) -> Group:
         """Meet the followers."""
-        return Group(stop, rank=0, size=self.size, local_rank=0, store=self.store, crew=self)
+        try:
+            return Group(stop, rank=0, size=self.size, local_rank=0, store=self.store, crew=self)
+        except BaseException:
+            self.kill()
+            raise
 
     def join(self) -> None:
         """Wait for the followers' end."""
@@ -81,10 +89,10 @@ class Crew:
         for process in self.processes:
             process.join(JOIN_SECONDS)
 
-    def told(self) -> str | None:
-        """How a follower ended that said nothing."""
+    def told(self, *, patience: float = 1.0) -> str | None:
+        """How a follower ended that said nothing; each gets ``patience`` seconds to be gone."""
         for rank, process in enumerate(self.processes, 1):
-            process.join(1.0)
+            process.join(patience)
             code = process.exitcode
             if code is not None and code < 0:
                 return f"process {rank} of {self.size} was lost (signal {-code}: {signal.Signals(-code).name})"
@@ -105,6 +113,7 @@ def _own_store() -> TCPStore:
 def _follow(port: int, rank: int, size: int, module: str) -> None:
     """The life of a follower that the leader started."""
     _leave_signals_to(signal.SIG_IGN)
+    _release_signals()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever reads the leader's stdout must see it end with the leader
     console.mute()
     try:
@@ -138,9 +147,24 @@ def _store(place: Place) -> Store:
 
 
 def _leave_signals_to(whom: signal.Handlers) -> None:
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), whom)
+    for number in STOPS:
+        signal.signal(number, whom)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals that ask to stop wait for the end of the block; in processes that it starts, until ``_release_signals``."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        _release_signals()
+
+
+def _release_signals() -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def _following(module: str, *, rank: int, size: int, local_rank: int, store: Store) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -60,9 +61,23 @@ class Group(Alone):
         self.watch = Watch(store.clone(), rank=rank, size=size)  # type: ignore[attr-defined]
         self.watch.start()
         with self._meeting():
+            try:
+                self._wait_for_all()
+            except BaseException:
+                self.watch.stop()
+                raise
             dist.init_process_group("gloo", store=PrefixStore("group", store), rank=rank, world_size=size, timeout=FOREVER)
         self._cpu: Any = dist.group.WORLD
         self._fast = self._cpu
+
+    def _wait_for_all(self) -> None:
+        """Until every process has come. What follows waits beyond the reach of signals, and for a process that has died on the way."""
+        everybody = [f"pid/{rank}" for rank in range(self.size)]
+        while not self.store.check(everybody):
+            self.stop.check()
+            if self.crew is not None and (how := self.crew.told(patience=0.0)) is not None:
+                raise MachineError(how, where=f"device.processes={self.size}", fix=self.stop.advice)
+            time.sleep(0.02)
 
     def on(self, device: torch.device) -> None:
         """Gradients and weights will be on ``device``; every process says so with its own."""

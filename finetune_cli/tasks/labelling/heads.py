@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def output_layer(model: nn.Module, size: int) -> nn.Linear:
@@ -14,6 +15,25 @@ def output_layer(model: nn.Module, size: int) -> nn.Linear:
     import torch
 
     return [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == size][-1]
+
+
+def answer_in_fp32(layer: nn.Linear) -> None:
+    """Let a layer whose outputs are the answers compute in fp32 under autocast: near 100,000 bf16 knows only every 512th number."""
+    layer.__class__ = _full_linear()
+
+
+@cache
+def _full_linear() -> type[nn.Linear]:
+    import torch
+
+    class FullLinear(torch.nn.Linear):
+        """A linear layer that autocast leaves alone."""
+
+        def forward(self, input: Tensor) -> Tensor:  # torch's own name
+            with torch.autocast(input.device.type, enabled=False):
+                return super().forward(input.to(self.weight.dtype))
+
+    return FullLinear
 
 
 def fold_scale(model: nn.Module, scale: np.ndarray) -> None:
