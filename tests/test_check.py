@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +46,13 @@ def test_the_ledger_is_a_file_where_one_is_named(ftune_inside: Ftune, rows: list
     assert ledger["splits"]["train"]["labels"] == {"negative": 27, "positive": 27} and len(ledger["files"]["test"]) == 1
     told = ftune_inside("check", *rows, *TINY, "ledger=no/where.json").fails()
     assert told[1].startswith("where: ledger=") and told[1].endswith("no/where.json")
+
+
+def test_ctrl_c_at_its_last_work_is_obeyed(ftune_inside: Ftune, rows: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """``ftune check … && ftune train …`` must not go on."""
+    monkeypatch.setattr("finetune_cli.commands.check.rehearse", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    ran = ftune_inside("check", *rows, *TINY)
+    assert ran.code == 130 and not ran.out and "can start" not in ran.err
 
 
 @pytest.mark.parametrize("name", one_a_task())
