@@ -98,6 +98,7 @@ def measured(given: argparse.Namespace, size: dict[str, Any], folder: Path, *, m
     from damage import damaged_newest, damages
     from kills import kills_at_calls, kills_at_checks, random_kills
     from power import power_losses, syncs_left_out
+    from tables import tables
     from troubles import errors_at_calls, file_size_limits, full_disks, graceful_stops
 
     crew, seed, syncs = Crew(given.cores, folder), given.seed, []
@@ -109,6 +110,7 @@ def measured(given: argparse.Namespace, size: dict[str, Any], folder: Path, *, m
 
     few = {"steps": CALL_STEPS, "crew": crew}
     parts: dict[str, Callable[[], Any]] = {
+        **({"tables": lambda: tables(given.cores)} if size["table"] else {}),
         "kills": lambda: random_kills(size["kills"], steps=size["steps"], seed=seed, crew=crew),
         "calls": lambda: kills_at_calls(most=size["calls"], **few),
         "checks": lambda: kills_at_checks(most=size["checks"], **few),
@@ -126,10 +128,11 @@ def measured(given: argparse.Namespace, size: dict[str, Any], folder: Path, *, m
     for name, part in parts.items():
         if name.startswith(wanted):
             began = time.monotonic()
-            figure = part()
-            figure.seconds = time.monotonic() - began
-            print(f"{figure.name}: {figure.done}, {len(figure.bad)} bad ({figure.seconds:.0f} s)", file=sys.stderr, flush=True)
-            figures.append(figure)
+            found = part()
+            for figure in found if isinstance(found, list) else [found]:
+                figure.seconds = time.monotonic() - began
+                print(f"{figure.name}: {figure.done}, {len(figure.bad)} bad ({figure.seconds:.0f} s)", file=sys.stderr, flush=True)
+                figures.append(figure)
     return figures, syncs
 
 
