@@ -95,6 +95,8 @@ def _read(config: EvalConfig, opened: Opened, user_set: Collection[str]) -> tupl
             )
         for note in splits.notes:
             console.say(note)
+        for warning in splits.warnings:
+            console.warn(warning)
         if name in splits.labelled:
             return splits, name
     told = " or ".join(wanted) or "test or validation"

@@ -132,7 +132,7 @@ def audit(
 ) -> SplitTable:
     """Count everything, then judge it by the gates ``data.max_*``. ``labels``: the labels of every row, for the splits that have some."""
     prints = {name: _fingerprints(rows, splits.roles) for name, rows in splits.rows.items()}
-    warnings: list[str] = []
+    warnings = list(splits.warnings)
     table = {}
     for name, rows in splits.rows.items():
         own, cells = prints[name], labels.get(name)
