@@ -48,6 +48,16 @@ FOREIGN = (
 )
 
 
+NO_TEXT = (
+    (b"\x1f\x8b", "a gzip file"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (b"PAR1\x15", "a Parquet file"),
+    (b"ARROW1\0", "an Arrow file"),
+    *((start, what) for start, what, _ in FOREIGN if not start.isascii() or min(start) < ord(" ")),
+)
+"""First bytes that no text has."""
+
+
 def open_bytes(path: str, name: str) -> BinaryIO:
     """The unpacked bytes of a file; compression goes by the first bytes, so a wrong name does no harm."""
     try:
@@ -199,6 +209,8 @@ class Text:
         self._ends, self._tail = 0, ""
         self._failure: UserError | None = None
         first = self._first_bytes()
+        if pipe and (what := next((kind for start, kind in NO_TEXT if first.startswith(start)), "")):
+            raise UserError(f"{name} is {what}, not text", where=f"{name}:1", fix="save it to a file, and input=FILE")
         if encoding is None:
             self.encoding, skip, note = found_encoding(first, name, guess=not pipe)
             if note and notes is not None:

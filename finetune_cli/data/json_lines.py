@@ -105,6 +105,15 @@ def looks_like_lines(head: str) -> bool:
         return False
 
 
+def looks_like_list(line: str) -> bool:
+    """Whether a line is a JSON list of texts or objects by itself."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, list) and bool(found) and all(isinstance(value, (str, dict)) for value in found)
+
+
 def read_json_array(text: Text) -> Iterator[Rows]:
     """The objects of one JSON array, in chunks."""
     if text.empty:
@@ -117,7 +126,8 @@ def read_json_array(text: Text) -> Iterator[Rows]:
             raise UserError(
                 f"element {row + len(objects)} is {_json_kind(value)}, not an object",
                 where=f"{text.name}:{line}, row {row + len(objects)}",
-                fix='the file is a list of objects: [{"text": ..., "label": ...}, ...]',
+                fix='a list of objects is read: [{"text": ..., "label": ...}, ...]'
+                + ("; for plain text: format=text" if text.pipe else ""),
             )
         objects.append(value)
         lines.append(line)
