@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from finetune_cli.config.schema import DataConfig
-from finetune_cli.data.label_audit import judge_labels
+from finetune_cli.data.label_audit import judge_cells, judge_labels
 from finetune_cli.data.labels import texts
 from finetune_cli.data.roles import Roles
 from finetune_cli.data.rows import BATCH, Rows, count, listed
@@ -152,7 +152,7 @@ def audit(
             warnings.append(_told_conflicts(name, rows, own, cells, conflicting))
         if leaked is not None and len(leaked):
             warnings.append(_told_leaks(name, splits.rows, own, prints["train"], leaked))
-    warnings += _shared(splits.rows, prints) + judge_labels(splits, labels)
+    warnings += _shared(splits.rows, prints) + judge_labels(splits, labels) + judge_cells(splits, config, labels)
     made = SplitTable(table, tuple(warnings))
     found = problems(made, config)
     if found:

@@ -65,7 +65,8 @@ def _is_list(of: pa.DataType) -> bool:
     return bool(pa.types.is_list(of) or pa.types.is_large_list(of) or pa.types.is_fixed_size_list(of))
 
 
-def _is_text(of: pa.DataType) -> bool:
+def is_text(of: pa.DataType) -> bool:
+    """Whether a column holds text."""
     return bool(pa.types.is_string(of) or pa.types.is_large_string(of))
 
 
@@ -75,7 +76,7 @@ def missing(rows: Rows, roles: Roles, config: DataConfig) -> np.ndarray:
     for name in roles.labels:
         cells = rows.column(name)
         found |= np.asarray(cells.is_null(nan_is_null=True))
-        if _is_text(cells.type) and not (config.label_delimiter and len(roles.labels) == 1):
+        if is_text(cells.type) and not (config.label_delimiter and len(roles.labels) == 1):
             empty = pc.equal(pc.utf8_trim_whitespace(cells), "")
             found |= np.asarray(pc.fill_null(empty, False))
     return found
@@ -87,7 +88,7 @@ def has_several_labels(rows: Rows, roles: Roles, config: DataConfig) -> bool:
         values = {canonical(value).lower() for name in roles.labels for value in pc.unique(rows.column(name)).to_pylist()}
         return values <= set(ZERO_ONE)
     of = rows.column(roles.labels[0]).type
-    return _is_list(of) or (bool(config.label_delimiter) and _is_text(of))
+    return _is_list(of) or (bool(config.label_delimiter) and is_text(of))
 
 
 def label_cells(rows: Rows, roles: Roles, config: DataConfig) -> list[list[str]]:
@@ -176,7 +177,7 @@ def _numbers(rows: Rows, name: str) -> np.ndarray:
         if not np.isfinite(values).all():
             raise _no_number(rows, name, np.flatnonzero(~np.isfinite(values)))
         return values
-    if not _is_text(cells.type):
+    if not is_text(cells.type):
         raise UserError(f"{name!r} is {kind(cells.type)}, not a number", where=rows.where(0), fix="data.label=COLUMN with numbers")
     matched = np.asarray(pc.fill_null(pc.match_substring_regex(cells, "^" + NUMBER.pattern + "$"), False))
     if not matched.all():
