@@ -5,6 +5,7 @@ Texts are compared by 64-bit hashes of their lower-case form with single spaces,
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -167,7 +168,8 @@ def _worst(found: list[UserError], warnings: list[str]) -> UserError:
     split = first.what.partition(":")[0]
     places = [w for w in warnings if sign and sign in w and w.startswith(f"{split}:")]
     more = "".join(f"; also: {other.what}" for other in found[1:])
-    return UserError(first.what + more, where=first.where + (f" ({places[0]})" if places else ""), fix=first.fix)
+    fix = "; ".join(dict.fromkeys(error.fix for error in found))
+    return UserError(first.what + more, where=first.where + (f" ({places[0]})" if places else ""), fix=fix)
 
 
 def _label_counts(cells: Sequence[Sequence[str]] | None) -> dict[str, int] | None:
@@ -245,8 +247,8 @@ def _text_warnings(name: str, rows: Rows, roles: Roles, own: _Fingerprints) -> l
 
 
 def problems(table: SplitTable, config: DataConfig) -> list[UserError]:
-    """The gates that the data does not pass, with the numbers and the key that moves each."""
-    found: list[UserError] = []
+    """The gates that the data does not pass, with the numbers and the key that moves each: so far that every split passes."""
+    found: list[_Closed] = []
     for name, row in table.splits.items():
         tokens, n = row.tokens, row.rows
         if tokens is not None and name == "train":
@@ -272,7 +274,8 @@ def problems(table: SplitTable, config: DataConfig) -> list[UserError]:
             )
         if row.leaked is not None:
             _gate(found, "data.max_leaked", config.max_leaked, row.leaked, n, f"{name}: %s texts are in train")
-    return found
+    enough = {key: math.ceil(max(gate.share for gate in found if gate.key == key) * 1000) / 1000 for key in {gate.key for gate in found}}
+    return [UserError(gate.what, where=gate.key, fix=f"{REMEDIES[gate.key]}, or {gate.key}={enough[gate.key]:g}") for gate in found]
 
 
 REMEDIES = {
@@ -284,8 +287,16 @@ REMEDIES = {
 }
 
 
-def _gate(found: list[UserError], key: str, limit: float, part: int, whole: int, what: str) -> None:
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """A gate that a split does not pass: its key, what is wrong, and the share that is."""
+
+    key: str
+    what: str
+    share: float
+
+
+def _gate(found: list[_Closed], key: str, limit: float, part: int, whole: int, what: str) -> None:
     if share(part, whole) > limit:
         told = f"{part:,} of {whole:,} ({share(part, whole):.1%})"
-        allow = np.ceil(share(part, whole) * 1000) / 1000
-        found.append(UserError(what % told + f"; at most {limit:.1%} may be", where=key, fix=f"{REMEDIES[key]}, or {key}={allow:g}"))
+        found.append(_Closed(key, what % told + f"; at most {limit:.1%} may be", share(part, whole)))

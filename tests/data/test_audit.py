@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -60,6 +61,16 @@ def test_gates(write: Any, refused: Any, train: list[str], test: list[str], key:
     assert what in error.what and error.where.startswith(key) and f"{key}=0." in error.fix
     limit = float(error.fix.rpartition("=")[2])
     judged(write, train, test, **{key.removeprefix("data."): limit})
+
+
+def test_the_fix_of_a_gate_opens_it_for_every_split(write: Any, refused: Any) -> None:
+    train = [*TRAIN[:98], ",a", "  ,b", "text 1,a"]
+    test = [*TEST[:8], ",a", ",b"]
+    error = refused(judged, write, train, test, max_conflicts=0.001)
+    assert "data.max_empty=0.2" in error.fix and "data.max_empty=0.0" not in error.fix
+    options = dict(re.findall(r"data\.(\w+)=([\d.]+)", error.fix))
+    assert set(options) == {"max_empty", "max_conflicts"}
+    judged(write, train, test, **{name: float(value) for name, value in options.items()})
 
 
 def test_gates_on_tokens(write: Any, refused: Any) -> None:
