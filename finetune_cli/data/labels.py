@@ -20,6 +20,8 @@ from finetune_cli.data.roles import Roles
 from finetune_cli.data.rows import NAMED, Rows, kind, listed
 from finetune_cli.errors import UserError
 
+LARGEST = 1e36
+"""Size of a target up to which a model's float32 holds it, its deviation and what the last layer makes of them."""
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
 
@@ -166,8 +168,16 @@ def _scalars(cells: pa.ChunkedArray) -> Any:
 
 
 def targets(rows: Rows, roles: Roles) -> np.ndarray:
-    """[N, T] float64: the numbers of the label columns; text that is no plain finite number is an error with its line."""
-    return np.stack([_numbers(rows, name) for name in roles.labels], axis=1)
+    """[N, T] float64: the numbers of the label columns; text that is no plain finite number, or too large, is an error with its line."""
+    found = [_numbers(rows, name) for name in roles.labels]
+    for name, values in zip(roles.labels, found, strict=True):
+        if len(bad := np.flatnonzero(np.abs(values) > LARGEST)):
+            raise UserError(
+                f"{name!r} is {values[bad[0]]:g}; a target lies between -{LARGEST:g} and {LARGEST:g}, for float32's sake",
+                where=rows.named(bad),
+                fix="mend the number, or write the column in a larger unit",
+            )
+    return np.stack(found, axis=1)
 
 
 def _numbers(rows: Rows, name: str) -> np.ndarray:
