@@ -18,6 +18,7 @@ from finetune_cli import console
 from finetune_cli.config import Invocation, PredictConfig
 from finetune_cli.config.schema import DataFormat
 from finetune_cli.data import Caution, Rows, stream, texts
+from finetune_cli.data.rows import count
 from finetune_cli.data.sources import SUFFIXES, File, resolve, suffix_of
 from finetune_cli.encoded import join
 from finetune_cli.engine import together
@@ -52,7 +53,7 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
                 raise UserError(f"{error.what}; {left}", where=error.where, fix=error.fix) from error
         seconds = time.perf_counter() - started
         console.say(
-            f"{done} rows in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} rows a second"
+            f"{count(done, 'row')} in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} rows a second"
             + (f", to {config.output}" if config.output else "")
         )
         if cut:
