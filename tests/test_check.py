@@ -40,8 +40,8 @@ def test_it_says_what_the_run_will_be_and_leaves_nothing(ftune_inside: Ftune, ro
 
 
 def test_the_ledger_is_a_file_where_one_is_named(ftune_inside: Ftune, rows: list[str], tmp_path: Path) -> None:
-    ran = ftune_inside("check", *rows, *TINY, "ledger=found.json").ok()
-    assert ran.out == ""
+    ran = ftune_inside("check", *rows, *TINY, "ledger=found.json", "data.label_delimiter=;").ok()
+    assert ran.out == "" and "; 1 warning; " in ran.err
     ledger = json.loads((tmp_path / "found.json").read_text())
     assert ledger["splits"]["train"]["labels"] == {"negative": 27, "positive": 27} and len(ledger["files"]["test"]) == 1
     told = ftune_inside("check", *rows, *TINY, "ledger=no/where.json").fails()

@@ -112,6 +112,24 @@ def test_every_choice_composes_and_comes_back(group: str, choice: str, tmp_path:
     assert saved.load(tmp_path / "config.yaml", tasks=TASKS) == found.config
 
 
+@pytest.mark.parametrize("name", GROUPS["exp"])
+def test_what_trains_is_checked(name: str) -> None:
+    """``check`` takes every experiment that ``train`` does, also what is fixed in training."""
+    trained, checked = composed(f"+exp={name}"), composed(f"+exp={name}", verb="check")
+    assert checked.config.train_config() == trained.config and checked.user_set == trained.user_set
+
+
+def test_what_is_fixed_in_training_can_be_checked_and_no_more_changed() -> None:
+    fixed = [key for key, option in options_of("train", TASKS).items() if option.metadata.get("training")]
+    values = {"task": {"name": "text-classification"}, "data": {"train": "x"}, "ckpt": "run"}
+    for verb, schema in SCHEMAS.items():
+        table = options(schema, task=TASKS["text-classification"])
+        kept = {key: values[key] for key in {name.split(".")[0] for name in table} & values.keys()}
+        problems = judge(schema, kept, tasks=TASKS, user_set=fixed)[1]
+        told = {problem.what.split()[0] for problem in problems if "fixed in training" in problem.what}
+        assert told == (set() if verb in ("train", "check") else table.keys() & set(fixed)), verb
+
+
 @pytest.mark.parametrize(("group", "choice"), [pair for pair in CHOICES if pair[0] != "exp"], ids=lambda text: str(text))
 def test_a_group_sets_only_what_applies(group: str, choice: str) -> None:
     """What a group's file sets must apply with that choice, or the user could not choose it."""

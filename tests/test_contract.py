@@ -6,6 +6,7 @@ A new task is covered by its experiment alone; nothing here knows a task's name.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ran import EXPERIMENTS, Ran, one_a_task
+from ran import EXPERIMENTS, Ran, labelled_rows, one_a_task, write_rows
 
 SMALL = [
     "model=tiny",
@@ -76,6 +77,25 @@ def test_the_score_of_eval_is_that_of_train(trained: Ran, ftune_inside: Ftune) -
     for split in scored_splits(trained.run):
         ran = ftune_inside("eval", trained.run, f"split={split}").ok()
         assert ran.json[split] == json.loads((trained.run / "metrics.json").read_text())[split]
+
+
+def test_rows_learnt_by_heart_are_told(ftune_inside: Ftune, tmp_path: Path) -> None:
+    """A file of training rows, and a split that the run did not make, are no test of it."""
+    write_rows(tmp_path / "in.csv", labelled_rows(40))
+    write_rows(tmp_path / "new.csv", labelled_rows(40, shift=40))
+    name = ftune_inside("train", "data.train=in.csv", "data.text=text", "data.label=label", "train.steps=2", *SMALL).ok().run
+    for keys, heard in (
+        (["data.validation=0.10", "data.label=label"], False),
+        (["data.test=in.csv"], True),
+        (["data.train=new.csv", "data.test=0.5"], False),
+    ):
+        ran = ftune_inside("eval", name, *keys).ok()
+        written = Path(re.findall(r"written: (\S+)", ran.err)[-1])
+        assert ["learnt by heart" in text for text in (ran.err, (written / "report.md").read_text())] == [heard, heard], keys
+    told = ftune_inside("eval", name, "data.test=0.5").fails()
+    assert "trained on rows of it" in told[0] and "data.test" in told[1]
+    write_rows(tmp_path / "in.csv", labelled_rows(44))
+    assert "in.csv changed since the run was trained on it" in ftune_inside("eval", name).ok().err
 
 
 def test_predict_keeps_order_and_numbers_and_agrees_with_eval(trained: Ran, ftune_inside: Ftune, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from finetune_cli import console, models
 from finetune_cli.config import CheckConfig, Invocation, TrainConfig
+from finetune_cli.data.rows import count
 from finetune_cli.engine import building
 from finetune_cli.engine.optimizer import warmup_steps
 from finetune_cli.engine.prepared import Prepared, prepare
@@ -96,4 +97,4 @@ def _say(found: dict[str, Any], p: Prepared) -> None:
         ("disk", f"{disk['needed_bytes'] / 2**20:,.0f} MiB needed, {disk['free_bytes'] / 2**20:,.0f} MiB free"),
     ]
     console.table("a run would do", ["", ""], lines)
-    console.say(f"checked: config, data, model, disk and device; {len(found['warnings'])} warnings; ftune train can start")
+    console.say(f"checked: config, data, model, disk and device; {count(len(found['warnings']), 'warning')}; ftune train can start")

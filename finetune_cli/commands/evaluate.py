@@ -10,7 +10,7 @@ from functools import partial
 from finetune_cli import console, report
 from finetune_cli.config import EvalConfig, Invocation, Split
 from finetune_cli.data import Splits, load_splits
-from finetune_cli.engine import environment, expectations, scoring, together
+from finetune_cli.engine import environment, expectations, learnt, scoring, together
 from finetune_cli.engine.inference import Labelled
 from finetune_cli.engine.opened import Opened, evaluation_name, file_stem
 from finetune_cli.engine.preparation import warn_if_cut
@@ -29,6 +29,9 @@ def run(config: EvalConfig, invocation: Invocation) -> float | None:
     with stoppable() as stop, worked_at(config, stop) as (opened, world):
         expected = expectations.read(config.expect, opened.task.metric_names())
         splits, split = _read(config, opened, invocation.user_set)
+        warnings = [*splits.warnings, *learnt.judge(opened, splits, split)]
+        for warning in warnings:
+            console.warn(warning)
         rows = splits.rows[split]
         targets = opened.task.read_targets(opened.data, rows, splits.roles)
         examples = opened.encoder.split(rows, splits.roles, splits.sources[split])
@@ -67,6 +70,7 @@ def run(config: EvalConfig, invocation: Invocation) -> float | None:
                     data_table=None,
                     config_yaml=invocation.config_yaml,
                     environment=environment.versions(),
+                    notes=warnings,
                 ),
             )
         _show(split, scored)

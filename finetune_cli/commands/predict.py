@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, cast
 from finetune_cli import console
 from finetune_cli.config import Invocation, PredictConfig
 from finetune_cli.config.schema import DataFormat
-from finetune_cli.data import Rows, stream, texts
+from finetune_cli.data import Caution, Rows, stream, texts
+from finetune_cli.data.rows import count
 from finetune_cli.data.sources import SUFFIXES, File, resolve, suffix_of
 from finetune_cli.encoded import join
 from finetune_cli.engine import together
@@ -38,11 +39,12 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
     with stoppable() as stop, worked_at(config, stop) as (opened, world):
         started, done, cut = time.perf_counter(), 0, 0
         remarks: Counter[str] = Counter()
+        notes: list[str] = []
         with sink(config.output, source) as out:
             format = DataFormat.text if opened.data.parallel else opened.data.format  # parallel files are text, whatever their names
             unlabelled = replace(opened.data, pattern=None, parallel=None, format=format)
             try:
-                for rows in stream(source, unlabelled, format=config.format, offline=config.offline, say=console.say):
+                for rows in stream(source, unlabelled, format=config.format, offline=config.offline, notes=notes, say=console.say):
                     stop.check()
                     cut += _window(opened, rows, done, config.keep, out, world, remarks)
                     done += len(rows)
@@ -51,11 +53,13 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
                 raise UserError(f"{error.what}; {left}", where=error.where, fix=error.fix) from error
         seconds = time.perf_counter() - started
         console.say(
-            f"{done} rows in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} rows a second"
+            f"{count(done, 'row')} in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} rows a second"
             + (f", to {config.output}" if config.output else "")
         )
         if cut:
             console.warn(f"{cut} of {done} rows were cut at {opened.encoder.max_length} tokens")
+        for note in dict.fromkeys(notes):
+            (console.warn if isinstance(note, Caution) else console.say)(note)
         for told, number in remarks.items():
             console.warn(f"{number} of {done} rows {told}")
         return None

@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune_cli.config.forms import PartError, convert
 from finetune_cli.config.options import Option, Tasks, build, near, options, options_of, sections
-from finetune_cli.config.schema import SCHEMAS, TaskConfig, TrainConfig, applies, condition_parts, out_of_range
+from finetune_cli.config.schema import SCHEMAS, Experiment, TaskConfig, applies, condition_parts, out_of_range
 from finetune_cli.errors import UserError
 
 SHOWN = 5
@@ -84,7 +84,7 @@ def judge(
             problems.append(Problem(f"{key} is {shown(value)}; expected {expected}", where(key), f"set {key} {expected}"))
     everything = {key: option.default for key, option in table.items()} | judged
     problems += _not_applying(table, everything, where, user_set)
-    if schema is not TrainConfig:
+    if not issubclass(schema, Experiment):
         problems += _fixed_in_training(table, where, user_set)
     if complete:
         problems += _missing(schema, everything, where)

@@ -8,13 +8,14 @@ from finetune_cli.data.labels import canonical, has_several_labels, label_cells,
 from finetune_cli.data.readers import read, stream
 from finetune_cli.data.references import References, gather_references
 from finetune_cli.data.roles import NoColumn, Roles, find_roles
-from finetune_cli.data.rows import Rows, concat
+from finetune_cli.data.rows import Caution, Rows, concat
 from finetune_cli.data.splits import Splits, load_splits
 from finetune_cli.data.without_pandas import go_without_pandas
 
 go_without_pandas()  # before any column is made
 
 __all__ = [
+    "Caution",
     "NoColumn",
     "References",
     "Roles",

@@ -5,6 +5,7 @@ Texts are compared by 64-bit hashes of their lower-case form with single spaces,
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from finetune_cli.config.schema import DataConfig
-from finetune_cli.data.label_audit import judge_labels
+from finetune_cli.data.label_audit import judge_cells, judge_labels
 from finetune_cli.data.labels import texts
 from finetune_cli.data.roles import Roles
 from finetune_cli.data.rows import BATCH, Rows, count, listed
@@ -132,7 +133,7 @@ def audit(
 ) -> SplitTable:
     """Count everything, then judge it by the gates ``data.max_*``. ``labels``: the labels of every row, for the splits that have some."""
     prints = {name: _fingerprints(rows, splits.roles) for name, rows in splits.rows.items()}
-    warnings: list[str] = []
+    warnings = list(splits.warnings)
     table = {}
     for name, rows in splits.rows.items():
         own, cells = prints[name], labels.get(name)
@@ -152,7 +153,7 @@ def audit(
             warnings.append(_told_conflicts(name, rows, own, cells, conflicting))
         if leaked is not None and len(leaked):
             warnings.append(_told_leaks(name, splits.rows, own, prints["train"], leaked))
-    warnings += _shared(splits.rows, prints) + judge_labels(splits, labels)
+    warnings += _shared(splits.rows, prints) + judge_labels(splits, labels) + judge_cells(splits, config, labels)
     made = SplitTable(table, tuple(warnings))
     found = problems(made, config)
     if found:
@@ -167,7 +168,8 @@ def _worst(found: list[UserError], warnings: list[str]) -> UserError:
     split = first.what.partition(":")[0]
     places = [w for w in warnings if sign and sign in w and w.startswith(f"{split}:")]
     more = "".join(f"; also: {other.what}" for other in found[1:])
-    return UserError(first.what + more, where=first.where + (f" ({places[0]})" if places else ""), fix=first.fix)
+    fix = "; ".join(dict.fromkeys(error.fix for error in found))
+    return UserError(first.what + more, where=first.where + (f" ({places[0]})" if places else ""), fix=fix)
 
 
 def _label_counts(cells: Sequence[Sequence[str]] | None) -> dict[str, int] | None:
@@ -245,8 +247,8 @@ def _text_warnings(name: str, rows: Rows, roles: Roles, own: _Fingerprints) -> l
 
 
 def problems(table: SplitTable, config: DataConfig) -> list[UserError]:
-    """The gates that the data does not pass, with the numbers and the key that moves each."""
-    found: list[UserError] = []
+    """The gates that the data does not pass, with the numbers and the key that moves each: so far that every split passes."""
+    found: list[_Closed] = []
     for name, row in table.splits.items():
         tokens, n = row.tokens, row.rows
         if tokens is not None and name == "train":
@@ -272,7 +274,8 @@ def problems(table: SplitTable, config: DataConfig) -> list[UserError]:
             )
         if row.leaked is not None:
             _gate(found, "data.max_leaked", config.max_leaked, row.leaked, n, f"{name}: %s texts are in train")
-    return found
+    enough = {key: math.ceil(max(gate.share for gate in found if gate.key == key) * 1000) / 1000 for key in {gate.key for gate in found}}
+    return [UserError(gate.what, where=gate.key, fix=f"{REMEDIES[gate.key]}, or {gate.key}={enough[gate.key]:g}") for gate in found]
 
 
 REMEDIES = {
@@ -284,8 +287,16 @@ REMEDIES = {
 }
 
 
-def _gate(found: list[UserError], key: str, limit: float, part: int, whole: int, what: str) -> None:
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """A gate that a split does not pass: its key, what is wrong, and the share that is."""
+
+    key: str
+    what: str
+    share: float
+
+
+def _gate(found: list[_Closed], key: str, limit: float, part: int, whole: int, what: str) -> None:
     if share(part, whole) > limit:
         told = f"{part:,} of {whole:,} ({share(part, whole):.1%})"
-        allow = np.ceil(share(part, whole) * 1000) / 1000
-        found.append(UserError(what % told + f"; at most {limit:.1%} may be", where=key, fix=f"{REMEDIES[key]}, or {key}={allow:g}"))
+        found.append(_Closed(key, what % told + f"; at most {limit:.1%} may be", share(part, whole)))

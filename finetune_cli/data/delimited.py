@@ -18,7 +18,7 @@ import pyarrow as pa
 from finetune_cli.config.schema import DataConfig, DataFormat, ExtraFields, Quoting
 from finetune_cli.data.encoding import LONGEST_CELL, Text
 from finetune_cli.data.header import column_names
-from finetune_cli.data.rows import BATCH, BYTES, NAMED, Rows, count, listed, of_table
+from finetune_cli.data.rows import BATCH, BYTES, NAMED, Caution, Rows, count, listed, of_table
 from finetune_cli.errors import UserError
 
 DELIMITERS = (",", "\t", ";", "|")
@@ -155,6 +155,8 @@ class _Reader:
         self.source = self._parsed()
         self.blank, self.surplus, self.first_row = 0, 0, 1
         self.names: list[str] = []
+        self.header: list[str] | None = None
+        self.repeated: list[str] = []
         self.rows: list[list[str]] = []
         self.lines: list[int] = []
 
@@ -188,7 +190,9 @@ class _Reader:
         self.names, header = column_names(first, self.config, f"{self.text.name}:{line}", second)
         if any(not name for name in first) and header:
             self.notes.append(f"{self.text.name}: a column without a name is called by its number")
-        if not header:
+        if header:
+            self.header = first
+        else:
             self._keep(first, line)
         if second is not None:
             self._keep(second, second_line)
@@ -221,6 +225,7 @@ class _Reader:
         rows, lines, width = self.rows, self.lines, len(self.names)
         if set(map(len, rows)) != {width}:
             rows = self._fitted(width)
+        self.repeated += [f"row {self.first_row + i} in line {lines[i]}" for i, row in enumerate(rows) if row == self.header]
         columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
         chunk = of_table(pa.table(columns, names=self.names), self.text.name, np.array(lines, np.int64), self.first_row)
         self.first_row += len(rows)
@@ -290,6 +295,9 @@ class _Reader:
             raise UserError(f"{name} has a header but no rows", where=f"{name}:1", fix="check how the file was written")
         if self.blank:
             self.notes.append(f"{name}: {count(self.blank, 'blank line')} skipped")
+        if self.repeated:
+            told = "repeats the header and is" if len(self.repeated) == 1 else "repeat the header and are"
+            self.notes.append(Caution(f"{name}: {listed(self.repeated)} {told} read as data"))
         if self.surplus:
             has = "has" if self.surplus == 1 else "have"
             self.notes.append(f"{name}: {count(self.surplus, 'row')} {has} more than {len(self.names)} fields; the surplus is ignored")

@@ -7,6 +7,7 @@ A byte that does not decode is reported with its line and its place there.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
 import io
 import select
@@ -46,6 +47,20 @@ FOREIGN = (
     (b"\x80\x04\x95", "a Python pickle", "save the data as CSV, JSON Lines or Parquet"),
     (b"SQLite format 3", "an SQLite database", "export the table as CSV"),
 )
+
+
+PUNCTUATION = (
+    "\u00a1\u00a3\u00a7\u00a9\u00ab\u00ae\u00b0\u00b7\u00bb\u00bf\u20ac\u2013\u2014\u2018\u2019\u201a\u201c\u201d\u201e\u2022\u2026\u2122"
+)
+"""What Western texts hold beside letters."""
+NO_TEXT = (
+    (b"\x1f\x8b", "a gzip file"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (b"PAR1\x15", "a Parquet file"),
+    (b"ARROW1\0", "an Arrow file"),
+    *((start, what) for start, what, _ in FOREIGN if not start.isascii() or min(start) < ord(" ")),
+)
+"""First bytes that no text has."""
 
 
 def open_bytes(path: str, name: str) -> BinaryIO:
@@ -148,7 +163,7 @@ def found_encoding(head: bytes, name: str, *, guess: bool = True) -> tuple[str, 
 
 
 def likely_encoding(sample: bytes) -> str:
-    """The codec that bytes which are not UTF-8 most likely have."""
+    """The codec that bytes which are not UTF-8 most likely have; empty where they are no text in any of the usual ones."""
     for codec in ("gb18030", "big5", "shift_jis", "euc_kr"):
         try:
             text = sample.decode(codec)
@@ -163,11 +178,12 @@ def likely_encoding(sample: bytes) -> str:
         )
         if len(foreign) >= 4 and usual >= 0.9 * len(foreign):
             return codec
-    try:
-        sample.decode("cp1252")
-    except UnicodeDecodeError:
-        return "latin-1"
-    return "cp1252"
+    for codec in ("cp1252", "latin-1"):
+        with contextlib.suppress(UnicodeDecodeError):
+            foreign = [c for c in sample.decode(codec) if ord(c) > 127]
+            usual = sum(c.isalpha() or c in PUNCTUATION for c in foreign)
+            return codec if any(c.isalpha() for c in foreign) and usual >= 0.8 * len(foreign) else ""
+    return ""
 
 
 def codec_named(encoding: str) -> str:
@@ -199,6 +215,8 @@ class Text:
         self._ends, self._tail = 0, ""
         self._failure: UserError | None = None
         first = self._first_bytes()
+        if pipe and (what := next((kind for start, kind in NO_TEXT if first.startswith(start)), "")):
+            raise UserError(f"{name} is {what}, not text", where=f"{name}:1", fix="save it to a file, and input=FILE")
         if encoding is None:
             self.encoding, skip, note = found_encoding(first, name, guess=not pipe)
             if note and notes is not None:
@@ -209,7 +227,7 @@ class Text:
         self._decoder: Any = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(self.encoding)("strict"), translate=False)
         self._raw_first = first[skip:]
         self.empty = not self._raw_first
-        self.head = self._decode(self._raw_first, final=False)
+        self.head = self._decode(self._raw_first, final=False).lstrip("\ufeff")  # a mark that was written twice
 
     def _first_bytes(self) -> bytes:
         """Enough to see a byte order mark; of a pipe no more than has come."""
@@ -288,6 +306,8 @@ class Text:
         what = f"byte {byte} of the line, 0x{error.object[error.start]:02X}, is not {self.encoding.upper()}"
         if self.encoding.startswith("utf-16"):
             return UserError(what, where=f"{self.name}:{line}", fix="save the file again as UTF-8, or set data.encoding")
+        if not guess:
+            return UserError(what, where=f"{self.name}:{line}", fix="mend the byte and save the file as UTF-8, or set data.encoding")
         return UserError(
             f"{what}; the file looks like {guess}", where=f"{self.name}:{line}", fix=f"data.encoding={guess}, or save the file as UTF-8"
         )

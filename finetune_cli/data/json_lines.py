@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from finetune_cli.data.encoding import Text
 from finetune_cli.data.rows import BATCH, BYTES, Rows, count, listed, of_table
+from finetune_cli.data.sources import SPLIT_WORDS
 from finetune_cli.errors import UserError
 
 
@@ -39,6 +41,8 @@ def _fix(text: Text) -> str:
     return "every line is one JSON object" + ("; for plain text that begins with a brace: format=text" if text.pipe else "")
 
 
+ROW_KEYS = ("data", "rows", "examples", "items", "records", "instances", "samples", "dataset", "results", *SPLIT_WORDS)
+"""Keys under which people keep a list of all rows."""
 DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
 
 
@@ -59,12 +63,27 @@ def read_json_lines(text: Text, notes: list[str]) -> Iterator[Rows]:
             yield table_of(objects, lines, text.name, row)
             row, limit, objects, lines = row + len(objects), text.characters + BYTES, [], []
     if objects:
+        if row == 1 and len(objects) == 1 and (inside := [key for key in ROW_KEYS if _is_rows(objects[0].get(key))]):
+            raise _wrapped(inside, f"{text.name}:{lines[0]}")
         yield table_of(objects, lines, text.name, row)
         row += len(objects)
     if row == 1 and not text.pipe:
         raise UserError(f"{text.name} has no rows", where=text.name, fix="check how the file was written")
     if blank:
         notes.append(f"{text.name}: {count(blank, 'blank line')} skipped")
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _wrapped(keys: Sequence[str], where: str) -> UserError:
+    """The file is one object around the rows."""
+    inside = " and ".join(f"key {key!r}" for key in keys)
+    fix = f"write that list alone ([{{...}}, ...]; jq .{keys[0]} does), or one JSON object a line" + (
+        ", a file a split" if keys[1:] else ""
+    )
+    return UserError(f"the file is one JSON object, and the rows are a list in its {inside}", where=where, fix=fix)
 
 
 def _object(line: str, text: Text, number: int, row: int) -> dict[str, Any]:
@@ -105,6 +124,15 @@ def looks_like_lines(head: str) -> bool:
         return False
 
 
+def looks_like_list(line: str) -> bool:
+    """Whether a line is a JSON list of texts or objects by itself."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, list) and bool(found) and all(isinstance(value, (str, dict)) for value in found)
+
+
 def read_json_array(text: Text) -> Iterator[Rows]:
     """The objects of one JSON array, in chunks."""
     if text.empty:
@@ -117,7 +145,8 @@ def read_json_array(text: Text) -> Iterator[Rows]:
             raise UserError(
                 f"element {row + len(objects)} is {_json_kind(value)}, not an object",
                 where=f"{text.name}:{line}, row {row + len(objects)}",
-                fix='the file is a list of objects: [{"text": ..., "label": ...}, ...]',
+                fix='a list of objects is read: [{"text": ..., "label": ...}, ...]'
+                + ("; for plain text: format=text" if text.pipe else ""),
             )
         objects.append(value)
         lines.append(line)
@@ -191,7 +220,10 @@ class _Window:
 def _elements(text: Text) -> Iterator[tuple[Any, int]]:
     """Each element of the array, and the line it begins in."""
     window = _Window(text)
-    if window.skip_space() != "[":
+    first = window.skip_space()
+    if first == "{" and (inside := re.findall(rf'"({"|".join(ROW_KEYS)})"\s*:\s*\[\s*\{{', text.head)):
+        raise _wrapped(list(dict.fromkeys(inside)), f"{window.name}:{window.line}")
+    if first != "[":
         raise window.error("the file is not a list of objects")
     window.step(window.at + 1)
     if window.skip_space() != "]":
@@ -255,10 +287,8 @@ def _column(key: str, objects: list[dict[str, Any]], lines: Sequence[int], name:
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
         if (tuples := _tuples(values)) is not None:
             return tuples
-        at, what = _odd_value(values, str(error))
-        raise UserError(
-            f"{key!r} {what}", where=f"{name}:{lines[at]}, row {first_row + at}", fix=f"write {key!r} with one type in every row"
-        ) from None
+        at, what, fix = _odd_value(values, str(error))
+        raise UserError(f"{key!r} {what}", where=f"{name}:{lines[at]}, row {first_row + at}", fix=fix.format(repr(key))) from None
 
 
 def _tuples(values: list[Any]) -> pa.Array | None:
@@ -275,23 +305,26 @@ def _tuples(values: list[Any]) -> pa.Array | None:
         return None
 
 
-def _odd_value(values: list[Any], cause: str) -> tuple[int, str]:
-    """The first value that does not go with those before it, and why."""
-    wanted = ""
+def _odd_value(values: list[Any], cause: str) -> tuple[int, str, str]:
+    """The first value that does not go with those before it, why, and how to mend it, with ``{}`` for the key."""
+    wanted, one_type = "", "write {} with one type in every row"
     for i, value in enumerate(values):
         if value is None:
             continue
         found = _json_kind(value).replace("a whole number", "a number")
         wanted = wanted or found
         if found != wanted:
-            return i, f"is {found} here, but {wanted} in the rows before"
+            return i, f"is {found} here, but {wanted} in the rows before", one_type
     for i, value in enumerate(values):
         try:
             pa.array([value])
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            return i, f"cannot be stored: {_json_kind(value)} out of range or of mixed content"
+            if isinstance(value, int):
+                digits = len(str(abs(value)))
+                return i, f"is a whole number of {digits} digits, more than 64 bits hold", "shorten it, or write {} as text in every row"
+            return i, f"cannot be stored: {_json_kind(value)} out of range or of mixed content", one_type
         except UnicodeEncodeError:
-            return i, "holds half of a surrogate pair, which is no character"
+            return i, "holds half of a surrogate pair, which is no character", "write the character itself, or both halves, in {}"
     low, high = 0, len(values)
     while high - low > 1:  # the shortest head that fails ends with the odd value
         middle = (low + high) // 2
@@ -300,4 +333,4 @@ def _odd_value(values: list[Any], cause: str) -> tuple[int, str]:
             low = middle
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             high = middle
-    return high - 1, f"does not go with the rows before: {listed([cause.splitlines()[0]])}"
+    return high - 1, f"does not go with the rows before: {listed([cause.splitlines()[0]])}", one_type

@@ -20,6 +20,8 @@ from finetune_cli.data.roles import Roles
 from finetune_cli.data.rows import NAMED, Rows, kind, listed
 from finetune_cli.errors import UserError
 
+LARGEST = 1e36
+"""Size of a target up to which a model's float32 holds it, its deviation and what the last layer makes of them."""
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
 
@@ -65,7 +67,8 @@ def _is_list(of: pa.DataType) -> bool:
     return bool(pa.types.is_list(of) or pa.types.is_large_list(of) or pa.types.is_fixed_size_list(of))
 
 
-def _is_text(of: pa.DataType) -> bool:
+def is_text(of: pa.DataType) -> bool:
+    """Whether a column holds text."""
     return bool(pa.types.is_string(of) or pa.types.is_large_string(of))
 
 
@@ -75,7 +78,7 @@ def missing(rows: Rows, roles: Roles, config: DataConfig) -> np.ndarray:
     for name in roles.labels:
         cells = rows.column(name)
         found |= np.asarray(cells.is_null(nan_is_null=True))
-        if _is_text(cells.type) and not (config.label_delimiter and len(roles.labels) == 1):
+        if is_text(cells.type) and not (config.label_delimiter and len(roles.labels) == 1):
             empty = pc.equal(pc.utf8_trim_whitespace(cells), "")
             found |= np.asarray(pc.fill_null(empty, False))
     return found
@@ -87,7 +90,7 @@ def has_several_labels(rows: Rows, roles: Roles, config: DataConfig) -> bool:
         values = {canonical(value).lower() for name in roles.labels for value in pc.unique(rows.column(name)).to_pylist()}
         return values <= set(ZERO_ONE)
     of = rows.column(roles.labels[0]).type
-    return _is_list(of) or (bool(config.label_delimiter) and _is_text(of))
+    return _is_list(of) or (bool(config.label_delimiter) and is_text(of))
 
 
 def label_cells(rows: Rows, roles: Roles, config: DataConfig) -> list[list[str]]:
@@ -165,8 +168,16 @@ def _scalars(cells: pa.ChunkedArray) -> Any:
 
 
 def targets(rows: Rows, roles: Roles) -> np.ndarray:
-    """[N, T] float64: the numbers of the label columns; text that is no plain finite number is an error with its line."""
-    return np.stack([_numbers(rows, name) for name in roles.labels], axis=1)
+    """[N, T] float64: the numbers of the label columns; text that is no plain finite number, or too large, is an error with its line."""
+    found = [_numbers(rows, name) for name in roles.labels]
+    for name, values in zip(roles.labels, found, strict=True):
+        if len(bad := np.flatnonzero(np.abs(values) > LARGEST)):
+            raise UserError(
+                f"{name!r} is {values[bad[0]]:g}; a target lies between -{LARGEST:g} and {LARGEST:g}, for float32's sake",
+                where=rows.named(bad),
+                fix="mend the number, or write the column in a larger unit",
+            )
+    return np.stack(found, axis=1)
 
 
 def _numbers(rows: Rows, name: str) -> np.ndarray:
@@ -176,7 +187,7 @@ def _numbers(rows: Rows, name: str) -> np.ndarray:
         if not np.isfinite(values).all():
             raise _no_number(rows, name, np.flatnonzero(~np.isfinite(values)))
         return values
-    if not _is_text(cells.type):
+    if not is_text(cells.type):
         raise UserError(f"{name!r} is {kind(cells.type)}, not a number", where=rows.where(0), fix="data.label=COLUMN with numbers")
     matched = np.asarray(pc.fill_null(pc.match_substring_regex(cells, "^" + NUMBER.pattern + "$"), False))
     if not matched.all():

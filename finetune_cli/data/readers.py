@@ -14,12 +14,13 @@ import numpy as np
 from finetune_cli.config.schema import DataConfig, DataFormat
 from finetune_cli.data.columnar import read_arrow, read_parquet
 from finetune_cli.data.conll import looks_like_columns, read_conll
-from finetune_cli.data.delimited import read_delimited
+from finetune_cli.data.delimited import DELIMITERS, read_delimited
 from finetune_cli.data.encoding import Text, open_bytes
+from finetune_cli.data.header import KNOWN, asked, plain
 from finetune_cli.data.hub import read_hub
-from finetune_cli.data.json_lines import looks_like_lines, read_json_array, read_json_lines
+from finetune_cli.data.json_lines import looks_like_lines, looks_like_list, read_json_array, read_json_lines
 from finetune_cli.data.parallel import partnered, read_parallel
-from finetune_cli.data.plain_text import read_pattern, read_text
+from finetune_cli.data.plain_text import read_pattern, read_text, text_column
 from finetune_cli.data.rows import BYTES, CHUNK, Rows, concat, packed
 from finetune_cli.data.sources import SUFFIXES, File, Hub, resolve, suffix_of
 from finetune_cli.errors import UserError
@@ -219,9 +220,25 @@ def _piped(source: BinaryIO, config: DataConfig, format: DataFormat, notes: list
         yield from (read_parquet if format is DataFormat.parquet else read_arrow)(source, name)
         return
     text = Text(source, name, config.encoding, pipe=True, notes=notes)
-    kind = format
-    if kind is DataFormat.auto:
-        kind = DataFormat.jsonl if text.head.startswith("{") else DataFormat.text
+    kind = _piped_format(text, config) if format is DataFormat.auto else format
+    if kind in (DataFormat.csv, DataFormat.tsv, DataFormat.json) and format is DataFormat.auto:
+        notes.append(f"{name}: read as {kind.value.upper()}, by its first line (format=text: every line is a text)")
     if text.empty:
         return
     yield from _windows(_text_rows(text, config, kind, notes, None), text.ready)
+
+
+def _piped_format(text: Text, config: DataConfig) -> DataFormat:
+    """The format by the first line: JSON, a header with the columns that are looked for, else one text a line."""
+    first = text.head.partition("\n")[0].strip()
+    if first.startswith("{"):
+        return DataFormat.jsonl
+    if first == "[" or first.startswith("[{") or looks_like_list(first):
+        return DataFormat.json
+    wanted = {*asked(config), text_column(config)}
+    for delimiter in () if config.header is False else DELIMITERS:
+        cells = [cell.strip().strip('"') for cell in first.split(delimiter)]
+        known = [cell for cell in cells if cell in wanted or plain(cell) in KNOWN]
+        if text_column(config) in cells and len(cells) > 1 and (len(wanted.intersection(cells)) > 1 or known == cells):
+            return DataFormat.tsv if delimiter == "\t" else DataFormat.csv
+    return DataFormat.text

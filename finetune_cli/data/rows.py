@@ -41,6 +41,10 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {plural}"
 
 
+class Caution(str):
+    """A note that is worth a warning."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """A table, and for each row the index of its file, its physical line (0 where a format has none) and its data row there (from 1)."""

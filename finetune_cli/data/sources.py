@@ -18,7 +18,7 @@ from typing import Any
 
 from finetune_cli import corpora
 from finetune_cli.config.schema import DataFormat
-from finetune_cli.data.rows import listed
+from finetune_cli.data.rows import Caution, count, listed
 from finetune_cli.errors import UserError
 
 SUFFIXES = {
@@ -37,6 +37,10 @@ SUFFIXES = {
     **dict.fromkeys((".conll", ".bio", ".iob", ".iob2", ".iobes", ".bioes", ".bmes", ".bilou"), DataFormat.conll),
 }
 PACKED = (".gz", ".zst")
+ELSEWHERE = (".xlsx", ".xls", ".ods", ".zip", ".bz2", ".xz", ".7z", ".pkl", ".npy", ".orc", ".avro", ".sqlite", ".db")
+"""Extensions of data that nothing here reads."""
+HUB_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
+"""What the hub's library writes beside the rows."""
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -177,8 +181,8 @@ def _check_regular(path: str, key: str) -> None:
 
 def _directory(path: str, key: str, split: str, notes: list[str]) -> list[File | Hub]:
     """The data files of a folder; where their names tell several splits apart, those of this split."""
-    names = [n for n in sorted(os.listdir(path)) if suffix_of(n) in SUFFIXES and not n.startswith((".", "_"))]
-    names = [n for n in names if n not in ("dataset_info.json", "state.json", "dataset_dict.json")]
+    there = [n for n in sorted(os.listdir(path)) if n not in HUB_FILES]
+    names = [n for n in there if suffix_of(n) in SUFFIXES and not n.startswith((".", "_"))]
     if not names:
         raise UserError(f"{shown(path)} holds no data file", where=key, fix=f"files end in {', '.join(sorted(SUFFIXES))}, or give a glob")
     splits = {n: _split_word(n) for n in names}
@@ -197,7 +201,24 @@ def _directory(path: str, key: str, split: str, notes: list[str]) -> list[File |
         )
     for name in names:
         _check_regular(os.path.join(path, name), key)
+    notes += _passed_over(path, there, formats[0])
     return [File(os.path.join(path, n), shown(os.path.join(path, n))) for n in names]
+
+
+def _passed_over(path: str, there: list[str], suffix: str) -> list[str]:
+    """Warnings of what lies in a folder and is not read though it may be data."""
+    folders = [n for n in there if os.path.isdir(os.path.join(path, n)) and not n.startswith((".", "_"))]
+    hidden = [n for n in there if suffix_of(n) in SUFFIXES and n.startswith((".", "_"))]
+    files = [n for n in there if n in hidden or suffix_of(n) in ELSEWHERE]
+    found = []
+    if folders:
+        are, them = ("is", "it") if len(folders) == 1 else ("are", "them")
+        found.append(
+            f"{shown(path)}: {count(len(folders), 'folder')} {are} not entered ({listed(folders)}); {shown(path)}/**/*{suffix} reads {them}"
+        )
+    if files:
+        found.append(f"{shown(path)}: {count(len(files), 'file')} {'is' if len(files) == 1 else 'are'} not read ({listed(files)})")
+    return [Caution(told) for told in found]
 
 
 def _split_word(name: str) -> str:

@@ -24,7 +24,7 @@ from finetune_cli.data.parallel import partnered
 from finetune_cli.data.partition import Parts, by_time, grouped, shuffled, stratified
 from finetune_cli.data.readers import Say, format_of, read_places
 from finetune_cli.data.roles import NoColumn, Roles, find_roles, require
-from finetune_cli.data.rows import Rows, count
+from finetune_cli.data.rows import Caution, Rows, count
 from finetune_cli.data.sources import File, Hub, resolve, sha256
 from finetune_cli.errors import UserError
 from finetune_cli.randomness import generator
@@ -61,6 +61,8 @@ class Splits:
     sources: dict[str, dict[str, str]]
     labelled: frozenset[str]
     formats: frozenset[DataFormat] = frozenset()
+    warnings: tuple[str, ...] = ()
+    """What was decided on the way and may not be what the user meant."""
 
     def refuse_unread(self, keys: Collection[str]) -> None:
         """Raise UserError for an option that the user set and that no file of these formats reads."""
@@ -310,8 +312,15 @@ class _Loading:
         rows = {name: self.rows[name] for name in NAMES if name in self.rows and name in wanted}
         if self.config.group and "train" in rows:
             self.notes += shared_groups(rows, self.config.group)
+        told = list(dict.fromkeys(self.notes))
         return Splits(
-            rows, self.roles, tuple(dict.fromkeys(self.notes)), self.sources, frozenset(self.carry & set(rows)), frozenset(self.formats)
+            rows,
+            self.roles,
+            tuple(note for note in told if not isinstance(note, Caution)),
+            self.sources,
+            frozenset(self.carry & set(rows)),
+            frozenset(self.formats),
+            tuple(note for note in told if isinstance(note, Caution)),
         )
 
 

@@ -92,7 +92,7 @@ def open_model(
         found=found,
         task=opened_task,
         model=model,
-        data=_with_columns(data, known),
+        data=with_columns(data, known),
         encoder=Encoder(opened_task, tokenizer, length, data),
         layout=layout,
         plan=batches,
@@ -130,7 +130,7 @@ def _plan() -> BatchPlan:
     )
 
 
-def _with_columns(data: DataConfig, known: Knowledge | None) -> DataConfig:
+def with_columns(data: DataConfig, known: Knowledge | None) -> DataConfig:
     """The columns of training, where the user names none."""
     if known is None:
         return data

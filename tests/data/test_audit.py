@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -12,10 +13,10 @@ from finetune_cli.data import SplitTable, TokenCounts, audit, label_cells, load_
 LENIENT = {"max_leaked": 1.0, "max_conflicts": 1.0, "max_empty": 1.0, "max_unknown": 1.0, "max_truncated": 1.0}
 
 
-def judged(write: Any, train: list[str], test: list[str], tokens: dict[str, TokenCounts] | None = None, **gates: float) -> SplitTable:
+def judged(write: Any, train: list[str], test: list[str], tokens: dict[str, TokenCounts] | None = None, **options: Any) -> SplitTable:
     write("train.csv", "text,label\n" + "".join(line + "\n" for line in train))
     write("test.csv", "text,label\n" + "".join(line + "\n" for line in test))
-    config = DataConfig(train="train.csv", validation=None, test="test.csv", **gates)  # type: ignore[arg-type]
+    config = DataConfig(train="train.csv", validation=None, test="test.csv" if test else None, **options)
     splits = load_splits(config, seed=1)
     cells = {name: label_cells(splits.rows[name], splits.roles, config) for name in splits.labelled}
     return audit(splits, config, cells, tokens or {})
@@ -62,6 +63,16 @@ def test_gates(write: Any, refused: Any, train: list[str], test: list[str], key:
     judged(write, train, test, **{key.removeprefix("data."): limit})
 
 
+def test_the_fix_of_a_gate_opens_it_for_every_split(write: Any, refused: Any) -> None:
+    train = [*TRAIN[:98], ",a", "  ,b", "text 1,a"]
+    test = [*TEST[:8], ",a", ",b"]
+    error = refused(judged, write, train, test, max_conflicts=0.001)
+    assert "data.max_empty=0.2" in error.fix and "data.max_empty=0.0" not in error.fix
+    options = dict(re.findall(r"data\.(\w+)=([\d.]+)", error.fix))
+    assert set(options) == {"max_empty", "max_conflicts"}
+    judged(write, train, test, **{name: float(value) for name, value in options.items()})
+
+
 def test_gates_on_tokens(write: Any, refused: Any) -> None:
     counts = {"train": TokenCounts(tokens=1000, longest=900, cut_rows=20, lost=400, unknown=650), "test": TokenCounts(tokens=10)}
     error = refused(judged, write, TRAIN, TEST, counts)
@@ -83,6 +94,26 @@ def test_labels_that_look_alike(write: Any) -> None:
     table = judged(write, [*TRAIN, "x,café", "y,cafe\u0301", "z,A", "w,A"], TEST)
     said = "\n".join(table.warnings)
     assert "'a' (75 rows) and 'A' (2 rows)" in said and "café" in said and "with one row" in said
+
+
+@pytest.mark.parametrize("other", ["neg\u200b", "n\u0435g", "\ufeffneg", "ne\u00adg", "NEG", "\u039deg"])
+def test_labels_that_are_drawn_alike(write: Any, other: str) -> None:
+    """Nothing invisible and no letter of another alphabet passes; what is drawn like ASCII is shown with escapes."""
+    table = judged(write, [f"{label} {i},{label}" for i in range(20) for label in ("neg", "pos")] + [f"x,{other}", f"y,{other}"], [])
+    (said,) = [warning for warning in table.warnings if "alike" in warning]
+    assert "'neg' (20 rows)" in said and ascii(other) in said and "pos" not in said
+
+
+def test_space_around_labels_is_told(write: Any) -> None:
+    table = judged(write, [*TRAIN, "x, a", "y,b ", "z,a"], [*TEST, "x1,\ta"], **LENIENT)
+    assert "train: 2 labels have space around them, which is taken off (first: train.csv:102, row 101)" in table.warnings
+    assert "test: 1 label has space around it, which is taken off (first: test.csv:52, row 51)" in table.warnings
+    assert table.splits["train"].labels == {"a": 52, "b": 51}
+
+
+def test_a_delimiter_that_parts_no_label_is_told(write: Any) -> None:
+    assert any("data.label_delimiter=';' stands in no label" in w for w in judged(write, TRAIN, TEST, label_delimiter=";").warnings)
+    assert judged(write, [*TRAIN, "x,a; b"], TEST, label_delimiter=";").warnings == ()
 
 
 def test_ids_taken_for_labels(write: Any, refused: Any) -> None:

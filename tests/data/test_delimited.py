@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from finetune_cli.config.schema import DataConfig, DataFormat, ExtraFields, Quoting
-from finetune_cli.data import Rows, read
+from finetune_cli.data import Caution, Rows, read
 from finetune_cli.data import rows as rows_module
 
 
@@ -231,6 +231,15 @@ def test_files_without_header(write: Any, refused: Any) -> None:
 def test_a_column_that_is_missing_under_an_unknown_header_names_the_nearest(write: Any, refused: Any) -> None:
     error = refused(read, write("a.csv", "foo,txet\na,1\n"), DataConfig(text="text"))
     assert "did you mean 'txet'" in error.fix
+
+
+def test_a_header_that_is_repeated_is_told(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_cli.data.delimited.BATCH", 2)
+    notes: list[str] = []
+    rows = read(write("a.csv", 'text,label\na,1\n"b\nc",2\ntext,label\nd,1\ntext,x\n'), DataConfig(), notes=notes)
+    assert len(rows) == 5 and notes == ["a.csv: row 3 in line 5 repeats the header and is read as data"]
+    assert isinstance(notes[0], Caution)
+    assert read(write("b.csv", "a,b\na,b\n"), DataConfig(header=False), notes=notes) is not None and len(notes) == 1
 
 
 def test_two_files_of_one_source(write: Any, refused: Any) -> None:

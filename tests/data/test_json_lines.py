@@ -81,7 +81,7 @@ ROW = '{"text": "a", "label": 1}\n'
         (ROW + '{"text": "b", "label": "x"}\n', "a.jsonl:2, row 2", "a text here, but a number"),
         (ROW + '{"text": "b", "label": true}\n', "a.jsonl:2, row 2", "true or false here, but a number"),
         (ROW + '{"text": "\\ud800", "label": 1}\n', "a.jsonl:2, row 2", "surrogate"),
-        (ROW + '{"text": "b", "label": 99999999999999999999999}\n', "a.jsonl:2, row 2", "out of range"),
+        (ROW + '{"text": "b", "label": 99999999999999999999999}\n', "a.jsonl:2, row 2", "a whole number of 23 digits"),
         (ROW + '["a"]\n', "a.jsonl:2, row 2", "a list, not an object"),
         (ROW + "3\n", "a.jsonl:2, row 2", "a whole number"),
         (ROW + '{"text": "a\tb"}\n', "a.jsonl:2:12, row 2", "control character"),
@@ -114,7 +114,11 @@ def test_a_type_that_changes_behind_a_batch(write: Any, refused: Any, monkeypatc
         ('[{"text": "a"}, {"te', "a.json:1:18", "unterminated"),
         ('[{"text": "a"}] x', "a.json:1:17", "second value"),
         ('[{"text": "a"}, 3]', "a.json:1, row 2", "a whole number, not an object"),
-        ('{\n"data": [{"text": "a"}]}', "a.json:1:1", "not a list"),
+        ('{\n"text": [{"text": "a"}]}', "a.json:1:1", "not a list"),
+        ('{\n"data": [{"text": "a"}]}', "a.json:1", "a list in its key 'data'"),
+        ('{"version": 1,\n"train": [\n{"text": "a"}],"test": [{"text": "b"}]}', "a.json:1", "key 'train' and key 'test'"),
+        ('{"data": [{"text": "a"}]}', "a.json:1", "a list in its key 'data'"),
+        ('{"version": 1, "data": [{"text": "a", "label": 1}]}\n', "a.json:1", "a list in its key 'data'"),
         ("[]", "a.json", "no rows"),
         ("", "a.json", "empty"),
         ('[{"text": "a", "text": "b"}]', "a.json:1:2", "stands twice"),
@@ -123,3 +127,14 @@ def test_a_type_that_changes_behind_a_batch(write: Any, refused: Any, monkeypatc
 def test_json_arrays_that_are_refused(write: Any, refused: Any, text: str, where: str, what: str) -> None:
     error = refused(read, write("a.json", text), DataConfig())
     assert what in error.what and error.where == where
+
+
+def test_a_value_that_no_column_holds_is_mended_by_its_own_fix(write: Any, refused: Any) -> None:
+    cases = (("1", "9" * 400, "as text"), ('"x"', '"\\ud800"', "both halves"), ("1", '"x"', "one type in every row"))
+    for first, second, fix in cases:
+        error = refused(read, write("a.jsonl", f'{{"label": {first}}}\n{{"label": {second}}}\n'), DataConfig())
+        assert fix in error.fix and "'label'" in error.what and error.where == "a.jsonl:2, row 2"
+
+
+def test_one_conversation_is_a_row(write: Any) -> None:
+    assert len(read(write("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}\n'), DataConfig())) == 1

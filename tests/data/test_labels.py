@@ -103,6 +103,13 @@ def test_targets_that_are_no_number(refused: Any, bad: str) -> None:
     assert ("comma" in error.fix) == (bad == "1,5")
 
 
+@pytest.mark.parametrize("values", [["1.5", "1e308", "-1e308"], [1.5, 1e308, -1e308], [1.5, 1e37, 2.0]], ids=str)
+def test_targets_that_float32_cannot_hold(refused: Any, values: list[Any]) -> None:
+    error = refused(targets, rows(values), ROLES)
+    assert f"'label' is {float(values[1]):g}" in error.what and error.where.startswith("a.csv:3, row 2")
+    assert targets(rows([1e36, -1e36]), ROLES).std() == 1e36
+
+
 @pytest.mark.parametrize(
     ("values", "what", "where"),
     [

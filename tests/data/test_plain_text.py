@@ -77,7 +77,24 @@ def test_a_byte_that_is_not_utf8_is_named_with_line_and_place(
     monkeypatch.setattr("finetune_cli.data.encoding.BLOCK", block)
     error = refused(read, write("a.csv", "text,label\r\ngood,1\r\nö café,0\r\n".encode().replace("é".encode(), b"\xe9")), DataConfig())
     assert error.where == "a.csv:3" and "byte 7 of the line, 0xE9, is not UTF-8" in error.what
-    assert "cp1252" in error.what and error.fix.startswith("data.encoding=cp1252")
+    assert "cp1252" not in error.what and "mend the byte" in error.fix, "as cp1252 the other letter would be two"
+
+
+@pytest.mark.parametrize("bad", [b"\xc0\xaf", b"\xed\xa0\x80", b"\xed\xa0\xbd\xed\xb8\x80", b"\x80", b"\x81", b"\xbf\xbd"], ids=repr)
+def test_a_stray_byte_that_is_no_letter_is_no_other_encoding(write: Any, refused: Any, bad: bytes) -> None:
+    error = refused(read, write("a.csv", b"text,label\ngood,1\na " + bad + b" b,0\n"), DataConfig())
+    assert error.what == f"byte 3 of the line, 0x{bad[0]:02X}, is not UTF-8" and error.where == "a.csv:3" and "mend the byte" in error.fix
+
+
+@pytest.mark.parametrize("text", ["caf\u00e9", "\u201eGr\u00f6\u00dfe\u201c \u2013 5 \u20ac", "\u00ab \u00e7a \u00bb"])
+def test_letters_of_the_west_are_cp1252(write: Any, refused: Any, text: str) -> None:
+    assert "data.encoding=cp1252" in refused(read, write("a.csv", f"text,label\n{text},1\n".encode("cp1252")), DataConfig()).fix
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_byte_order_mark_that_stands_twice(write: Any, encoding: str) -> None:
+    rows = read(write("a.csv", "\ufeff\ufefftext,label\na,1\n".encode(encoding)), DataConfig())
+    assert rows.columns == ["text", "label"] and len(rows) == 1
 
 
 def test_chinese_encodings_are_guessed_as_such(write: Any, refused: Any) -> None:

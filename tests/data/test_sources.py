@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finetune_cli.config.schema import DataConfig
-from finetune_cli.data import read
+from finetune_cli.data import Caution, read
 from finetune_cli.data.sources import File, Hub, resolve
 
 ROWS = "text,label\na,1\n"
@@ -37,6 +37,16 @@ def test_globs_directories_and_lists(write: Any, refused: Any) -> None:
     assert "nothing matches" in refused(read, "d/*.tsv", DataConfig()).what
     assert "twice" in refused(read, ["d/a.csv", "d"], DataConfig()).what
     assert "empty list" in refused(read, [], DataConfig()).what
+
+
+def test_what_a_directory_holds_and_is_not_read_is_told(write: Any) -> None:
+    for name in ("d/a.csv", "d/sub/b.csv", "d/.git/c.csv", "d/_b.csv", "d/c.xlsx", "d/readme.md", "d/dataset_info.json"):
+        write(name, ROWS)
+    notes: list[str] = []
+    assert [place.name for place in resolve("d", notes=notes)] == ["d/a.csv"]
+    assert notes == ["d: 1 folder is not entered (sub); d/**/*.csv reads it", "d: 2 files are not read (_b.csv; c.xlsx)"]
+    assert all(isinstance(note, Caution) for note in notes)
+    assert [place.name for place in resolve("d/**/*.csv")] == ["d/_b.csv", "d/a.csv", "d/sub/b.csv"]
 
 
 def test_a_directory_of_splits_gives_the_one_asked_for(write: Any, refused: Any) -> None:

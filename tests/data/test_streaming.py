@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import threading
@@ -57,6 +58,15 @@ def test_row_numbers_go_on_over_files_and_lines_do_not(write: Any) -> None:
         (b"text,id\none,1\ntwo,2\n", DataFormat.csv, ["one", "two"]),
         (b"text\nonly\n", DataFormat.csv, ["only"]),
         (b'[{"text": "one"}]', DataFormat.json, ["one"]),
+        (b'[{"text": "one"}]', DataFormat.auto, ["one"]),
+        (b'[\n  {"text": "one"},\n  {"text": "two"}\n]\n', DataFormat.auto, ["one", "two"]),
+        (b"[1] one\n[two]\n", DataFormat.auto, ["[1] one", "[two]"]),
+        (b"[1]\n", DataFormat.auto, ["[1]"]),
+        (b'text,label\n"one, two",x\n', DataFormat.auto, ["one, two"]),
+        (b"id\ttext\r\n1\tone\r\n", DataFormat.auto, ["one"]),
+        (b"label;text\nx;one\n", DataFormat.auto, ["one"]),
+        (b"text, she said\ntwo\n", DataFormat.auto, ["text, she said", "two"]),
+        (b"text\ntwo\n", DataFormat.auto, ["text", "two"]),
         ("größe\n".encode("utf-16"), DataFormat.text, ["größe"]),
         (b"", DataFormat.auto, []),
         (b"text,id\n", DataFormat.csv, []),
@@ -64,6 +74,28 @@ def test_row_numbers_go_on_over_files_and_lines_do_not(write: Any) -> None:
 )
 def test_bytes_from_a_pipe(data: bytes, format: DataFormat, want: list[str]) -> None:
     assert values(stream(io.BytesIO(data), DataConfig(), format=format)) == want
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (gzip.compress(b"one\n"), "a gzip file"),
+        (b"PK\x03\x04\x14\0", "a ZIP or Excel file"),
+        (b"PAR1\x15\x04\x15", "a Parquet file"),
+        (b"ARROW1\0\0", "an Arrow file"),
+        (b"\x28\xb5\x2f\xfd\x04", "a zstd file"),
+    ],
+)
+def test_what_is_no_text_on_a_pipe_is_named(data: bytes, what: str, refused: Any) -> None:
+    for format in (DataFormat.auto, DataFormat.text, DataFormat.csv):
+        error = refused(stream, io.BytesIO(data), DataConfig(), format=format)
+        assert what in error.what and "input=FILE" in error.fix
+    assert values(stream(io.BytesIO(b"PAR1 is a gene\nBZh\n%PDF\n"), DataConfig(), format=DataFormat.auto))[0] == "PAR1 is a gene"
+
+
+def test_texts_in_a_list_on_a_pipe_are_no_objects(refused: Any) -> None:
+    error = refused(stream, io.BytesIO(b'["one", "two"]\n'), DataConfig(), format=DataFormat.auto)
+    assert "a text, not an object" in error.what and "format=text" in error.fix
 
 
 def test_the_place_of_an_error_on_a_pipe(refused: Any) -> None:
