@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -101,6 +102,38 @@ def test_what_is_verified_is_said_and_the_run_is_the_same(dead: Dead, tmp_path: 
         "checkpoints/last/state.json",
     ):
         assert (dead.run / name).read_bytes() == (whole.run / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("how", ["line ends", "a number", "none on record"])
+def test_records_that_are_not_those_of_the_checkpoint(dead: Dead, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A length that fits is not enough: lines would be cut, or those of another run be taken for this one's."""
+    record = dead.run / "metrics.jsonl"
+    kept = record.read_bytes()
+    record.write_bytes(kept.replace(b"\n", b"\r\n") if how == "line ends" else kept.replace(b'"step": 1', b'"step": 7', 1))
+    if how == "none on record":  # an older ftune's checkpoint
+        real = checkpoint.load_state
+        monkeypatch.setattr(checkpoint, "load_state", lambda path: {k: v for k, v in real(path).items() if k != "metrics_sha256"})
+        dead.resume().ok()
+        return
+    before = dead.files()
+    error = dead.resume().fails(2)
+    assert "metrics.jsonl" in error[0] and "sha256" in error[0] and error[1].endswith("metrics.jsonl") and "copy" in error[2]
+    assert dead.files() == before
+    record.write_bytes(kept)
+    dead.resume().ok()
+
+
+def test_the_hash_of_the_records_is_that_of_the_file_after_every_cut(dead: Dead) -> None:
+    run = Run.open(dead.run, keep=0)
+    record = dead.run / "metrics.jsonl"
+    first = record.read_bytes().index(b"\n") + 1
+    for size in (record.stat().st_size, first):
+        assert run.metrics_sha256(size) == hashlib.sha256(record.read_bytes()[:size]).hexdigest()
+    run.metrics_sha256(record.stat().st_size)
+    run.cut_metrics(first)
+    run.record(9, {"train/loss": 0.123456789, "train/lr": 1.0})
+    run.record(10, {"train/loss": 0.987654321, "train/lr": 1.0, "epoch": 1.0})
+    assert run.metrics_sha256(run.metrics_bytes()) == hashlib.sha256(record.read_bytes()).hexdigest()
 
 
 def test_without_a_loss_on_record_none_is_compared(dead: Dead) -> None:

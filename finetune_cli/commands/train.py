@@ -164,6 +164,7 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
         before = saved.load(directory.config_path, tasks=tasks.task_configs())
         resume.compare_files(resume.begun(directory)[1], p.splits.sources, config.resume_allow)
         if start:
+            directory.check_metrics(trainer.state.metrics_bytes, trainer.state.metrics_sha256)
             changed = [text.split(" was ")[0] for text in resume.changes(before, config, allowed=())]
             verify.confirm(trainer, start, [*changed, *(key for key in config.resume_allow if key.startswith("data."))])
     else:

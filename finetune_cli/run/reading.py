@@ -15,9 +15,10 @@ def utf8(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def read(path: Path) -> bytes:
+def read(path: Path, *, start: int = 0, size: int = -1) -> bytes:
+    """A file's bytes, or ``size`` of them from ``start`` on; none where there is no file."""
     try:
-        return read_regular(path)
+        return read_regular(path, start=start, size=size)
     except FileNotFoundError:
         return b""
 
