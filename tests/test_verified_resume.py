@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -121,6 +122,51 @@ def test_records_that_are_not_those_of_the_checkpoint(dead: Dead, how: str, monk
     assert dead.files() == before
     record.write_bytes(kept)
     dead.resume().ok()
+
+
+@pytest.mark.parametrize("key", ["optimizer.lr", "train.steps", "train.eval_every", "train.batch_size", "device.threads", "a line"])
+def test_a_config_that_was_edited_by_hand(dead: Dead, key: str) -> None:
+    """What a resume composes from must be what the run began with: an edit is no override that was asked for."""
+    path = dead.run / "config.yaml"
+    kept = path.read_text()
+    name = "eval_every" if key == "a line" else key.rpartition(".")[2]
+    edited = re.sub(rf"(?m)^  {name}: .*\n", "" if key == "a line" else f"  {name}: 3\n", kept)
+    assert edited != kept
+    path.write_text(edited)
+    before = dead.files()
+    error = dead.resume().fails(2)
+    assert f".{name} was " in error[0] and "by hand" in error[0] and "config.yaml" in error[1] and "step-00000004" in error[2]
+    assert dead.files() == before
+    path.write_text(f"{kept}# a remark\n")
+    dead.resume().ok()
+
+
+def test_a_config_that_was_edited_before_the_first_checkpoint(dead: Dead) -> None:
+    shutil.rmtree(dead.run / "checkpoints")
+    path = dead.run / "config.yaml"
+    kept = path.read_text()
+    path.write_text(kept.replace("  seed: ", "  seed: 1"))
+    assert "by hand" in dead.resume().fails(2)[0]
+    path.write_text(kept)
+    dead.resume().ok()
+
+
+def test_a_section_that_is_none_is_refused_and_not_dropped(dead: Dead) -> None:
+    path = dead.run / "config.yaml"
+    path.write_text(re.sub(r"(?m)^optimizer:\n(  .*\n)+", "optimizer: 5\n", path.read_text()))
+    error = dead.resume().fails(2)
+    assert "the section 'optimizer' of the saved config is 5" in error[0] and "config.yaml: optimizer" in error[1]
+
+
+@pytest.mark.parametrize("verb", [["train", "resume="], ["eval", "ckpt="]])
+def test_a_run_without_its_config_is_told_so(dead: Dead, verb: list[str]) -> None:
+    (dead.run / "config.yaml").unlink()
+    error = dead.ftune(verb[0], f"{verb[1]}{dead.run}").fails(2)
+    assert "no config.yaml" in error[0] and "dead" in error[1] and "checkpoints/step-" in error[2]
+
+
+def test_other_threads_are_named_though_the_loss_is_equal(dead: Dead) -> None:
+    assert "loss of step 5 (equal, with other threads" in told(dead.resume("device.threads=2").ok())
 
 
 def test_the_hash_of_the_records_is_that_of_the_file_after_every_cut(dead: Dead) -> None:

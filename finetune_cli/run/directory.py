@@ -136,6 +136,11 @@ class Run:
         """The resolved config; with it the run exists for ``open``, ``find`` and resume, so it is the last of the first files."""
         self._write(layout.CONFIG, reading.utf8(text))
 
+    def config_sha256(self, text: str | None = None) -> str:
+        """Hash of the config as it is on disk, or as ``text`` would be."""
+        data = reading.read(self.config_path) if text is None else reading.utf8(text)
+        return hashlib.sha256(data).hexdigest()
+
     @property
     def config_path(self) -> Path:
         return self.path / layout.CONFIG

@@ -47,6 +47,11 @@ def is_run(path: Path) -> bool:
     return os.path.isfile(path / CONFIG) and any(os.path.exists(path / name) for name in (STATUS, COMMAND, LOCK))
 
 
+def lacks_config(path: Path) -> bool:
+    """Whether a directory is a run that began, but for its config."""
+    return not os.path.lexists(path / CONFIG) and os.path.isdir(path / CHECKPOINTS) and os.path.isfile(path / COMMAND)
+
+
 def root_of(path: Path) -> Path | None:
     """The root that a run of ours lies under, told by its name; None where the user chose the directory."""
     path = Path(os.path.abspath(path))
