@@ -863,6 +863,66 @@ def a_state_of_another_shape(g: Ground) -> list[str]:
     return RESUME
 
 
+# weights that are torn, shapeless or no numbers -----------------------------------------------------------------------------------------
+
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+
+
+def retell(g: Ground, folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the tensors of a model; an exported one then says nothing of its weights."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    path.unlink()
+    save_file(tensors, path, {"format": "pt"})
+    if folder == g.model:
+        told = json.loads((folder / "task.json").read_text())
+        g.write(folder / "task.json", json.dumps({name: value for name, value in told.items() if name != "weights"}))
+    g.reseal(folder)
+
+
+def spoil(tensors: dict[str, Any]) -> None:
+    tensors[QUERY][0, 0] = float("nan")
+
+
+@trap("run", code=2, says=f"{QUERY} is missing")
+def a_model_that_lacks_a_tensor_of_its_encoder(g: Ground) -> list[str]:
+    retell(g, g.model, lambda tensors: tensors.pop(QUERY))
+    return START
+
+
+@trap("run", code=2, says=f"{QUERY} is of shape [16, 32] and is to be [32, 32]")
+def a_model_with_a_tensor_of_another_shape(g: Ground) -> list[str]:
+    retell(g, g.model, lambda tensors: tensors.update({QUERY: tensors[QUERY][:16].clone()}))
+    return ["check", *START[1:-2], "device=cpu"]
+
+
+@trap("run", code=0, says="new in the model, drawn from the seed: bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias")
+def a_model_without_pooler_and_head(g: Ground) -> list[str]:
+    retell(g, g.model, lambda tensors: [tensors.pop(name) for name in list(tensors) if "pooler" in name or "classifier" in name])
+    return START
+
+
+@trap("run", code=2, says=QUERY)
+def weights_that_are_no_numbers_to_start_from(g: Ground) -> list[str]:
+    retell(g, g.model, spoil)
+    return START
+
+
+@trap("run", code=2, says=QUERY)
+def weights_that_are_no_numbers_to_predict_with(g: Ground) -> list[str]:
+    retell(g, g.model, spoil)
+    return MODEL
+
+
+@trap("run", code=2, says="model.safetensors")
+def weights_that_are_no_numbers_in_a_checkpoint(g: Ground) -> list[str]:
+    retell(g, g.best, spoil)
+    return EVAL
+
+
 @trap("run", code=2)
 def a_state_of_another_kind(g: Ground) -> list[str]:
     g.unfinished()
