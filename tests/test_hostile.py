@@ -923,6 +923,70 @@ def weights_that_are_no_numbers_in_a_checkpoint(g: Ground) -> list[str]:
     return EVAL
 
 
+@trap("run", code=2, says="model.safetensors is not in its manifest.json")
+def a_manifest_that_leaves_the_weights_out(g: Ground) -> list[str]:
+    leave_out(g)
+    return EVAL
+
+
+@trap("run", code=2, says="model.safetensors is not in its manifest.json")
+def the_same_to_go_on_from(g: Ground) -> list[str]:
+    leave_out(g)
+    g.unfinished()
+    return ["train", f"resume={g.best}"]
+
+
+def leave_out(g: Ground) -> None:
+    record = unseal((g.best / "manifest.json").read_bytes())
+    record["files"].pop("model.safetensors")
+    (g.best / "manifest.json").write_bytes(seal(record))
+
+
+# records of mere information --------------------------------------------------------------------------------------------------------------
+
+
+@trap("run", code=0, says="died without a word after step")
+def a_status_without_a_step(g: Ground) -> list[str]:
+    (g.run / "status.json").write_text('{"state": "running", "step": null}')
+    return RESUME
+
+
+@trap("run", code=0, says="died without a word after step 2: killed")
+def times_that_are_no_numbers(g: Ground) -> list[str]:
+    (g.run / "status.json").write_text('{"state": "running", "step": 2}')
+    lines = ['{"step": 3, "memory_mb": null}', '{"step": null}', '{"step": 1e400}', '{"step": 2, "memory_mb": "x"}', "{", "[1]"]
+    (g.run / "timing.jsonl").write_text("\n".join([*lines, '{"step": true}', ""]))
+    return RESUME
+
+
+@trap("run", code=2, says="witness.jsonl of the run is a link or no file")
+def a_pipe_in_place_of_the_losses(g: Ground) -> list[str]:
+    g.unfinished()
+    g.pipe(g.run / "witness.jsonl")
+    return RESUME
+
+
+@trap("run", code=2, says="witness.jsonl of the run is a link or no file")
+def a_link_in_place_of_the_losses(g: Ground) -> list[str]:
+    g.unfinished()
+    g.link(g.run / "witness.jsonl", g.secret)
+    return RESUME
+
+
+@trap("run", code=2, says="model of the run is a link or no folder")
+def a_link_in_place_of_the_model(g: Ground) -> list[str]:
+    g.unfinished()
+    g.link(g.model, g.outside)
+    return RESUME
+
+
+@trap("run", code=2, says="crash of the run is a link or no folder")
+def a_link_in_place_of_the_crash(g: Ground) -> list[str]:
+    g.unfinished()
+    g.link(g.run / "crash", g.outside)
+    return RESUME
+
+
 @trap("run", code=2)
 def a_state_of_another_kind(g: Ground) -> list[str]:
     g.unfinished()

@@ -34,6 +34,9 @@ SMALL = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.s
 SMALL += ["train.log_every=1", "device=cpu", "device.threads=1", "device.precision=fp32", "train.eval_every=100"]
 
 
+NO_NUMBERS = b"".join(b'{"step": 5, "loss": "%s", "grounds": {}}\n' % loss for loss in (b"zz", b"0x1p99999", b"nan", b"inf"))
+
+
 @dataclass(frozen=True)
 class Dead:
     """A run that a fault ended in its sixth update: its last checkpoint is that of step 4, and step 5's loss is on record."""
@@ -252,7 +255,7 @@ def test_keys_that_may_differ_leave_rows_and_loss_out(dead: Dead) -> None:
     assert line.endswith("weights and moments (sha256); rows and loss are not compared, since train.seed may differ")
 
 
-@pytest.mark.parametrize("left", [b"\x00\x00\x00\n[1]\n{}\nnull\n{", b'{"step": 5, "loss": 1}\n'])
+@pytest.mark.parametrize("left", [b"\x00\x00\x00\n[1]\n{}\nnull\n{", b'{"step": 5, "loss": 1}\n', NO_NUMBERS])
 def test_a_record_that_a_power_loss_spoilt_is_no_reason_to_stop(left: bytes, dead: Dead) -> None:
     (dead.run / "witness.jsonl").write_bytes(left)
     run = Run.open(dead.run, keep=0)

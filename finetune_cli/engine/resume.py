@@ -91,7 +91,8 @@ def _say_if_it_died(run: Run) -> None:
         return
     last: dict[str, Any] = next(reversed(run.timing()), {})
     used = f"; it had used {last['memory_mb']:,.0f} MB" if "memory_mb" in last else ""
-    step = max(int(last.get("step", 0)), int(run.status().get("step", 0)))
+    known = run.status().get("step", 0)
+    step = max(int(last.get("step", 0)), known if type(known) is int else 0)
     console.warn(f"the process before died without a word after step {step}: killed, by hand or for want of memory{used}")
 
 

@@ -227,8 +227,8 @@ class Run:
 
     def _witnesses(self) -> list[dict[str, Any]]:
         """The whole records of witness.jsonl, which is not synced: what a power loss left of it is no reason to stop."""
-        kinds = {"step": int, "loss": str, "grounds": dict}
-        records = reading.whole_lines(self.path / layout.WITNESS)
+        kinds = {"step": int, "grounds": dict}
+        records = [record for record in reading.whole_lines(self.path / layout.WITNESS) if reading.hex_number(record.get("loss"))]
         return [record for record in records if all(isinstance(record.get(key), kind) for key, kind in kinds.items())]
 
     def cut_witness(self, step: int) -> None:
@@ -296,8 +296,10 @@ class Run:
         return reading.lines(self.path / layout.HISTORY)
 
     def timing(self) -> list[dict[str, Any]]:
-        """The records of timing.jsonl; of steps done again after a resume the last ones."""
-        return list({record.get("step"): record for record in reading.lines(self.path / layout.TIMING)}.values())
+        """The numbers in the records of timing.jsonl; of steps done again after a resume the last ones. What is spoilt is passed over."""
+        records = reading.whole_lines(self.path / layout.TIMING)
+        numbers = [{key: value for key, value in record.items() if reading.number(value)} for record in records]
+        return list({record["step"]: record for record in numbers if "step" in record}.values())
 
     # -- folders ---------------------------------------------------------------------------------------------------------------
 

@@ -77,11 +77,11 @@ def remove_early_files(path: Path, fs: FileSystem, *, but: str = "") -> None:
 
 def refuse_links(run: Path) -> None:
     """Raise UserError where something that ftune would write or empty leads out of the run, or is no file at all."""
-    for name in (*EARLY, CONFIG, HISTORY, TIMING, METRICS):
+    for name in (*EARLY, CONFIG, HISTORY, TIMING, WITNESS, METRICS):
         path = run / name
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise UserError(f"{name} of the run is a link or no file: nothing is written through it", where=str(path), fix="remove it")
-    for name in (CHECKPOINTS, EVALUATIONS, REPORT, PROFILE):
+    for name in (CHECKPOINTS, MODEL, EVALUATIONS, REPORT, PROFILE, CRASH):  # a base may be linked: it is read, and proved
         path = run / name
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             what = f"{name} of the run is a link or no folder: nothing is written or removed through it"
