@@ -987,6 +987,75 @@ def a_link_in_place_of_the_crash(g: Ground) -> list[str]:
     return RESUME
 
 
+# what task.json and config.json say of the labels -----------------------------------------------------------------------------------------
+
+
+def tell(g: Ground, change: Callable[[dict[str, Any]], object]) -> list[str]:
+    """Change what an exported model knows."""
+    told = json.loads((g.model / "task.json").read_text())
+    change(told)
+    g.write(g.model / "task.json", json.dumps(told))
+    return MODEL
+
+
+@trap("run", code=2, says="a temperature of 0")
+def a_temperature_of_nothing(g: Ground) -> list[str]:
+    return tell(g, lambda told: told["facts"].update(decisions={"temperature": 0}))
+
+
+@trap("run", code=2, says="a temperature of '1'")
+def a_temperature_that_is_a_text(g: Ground) -> list[str]:
+    return tell(g, lambda told: told["facts"].update(decisions={"temperature": "1"}))
+
+
+@trap("run", code=2, says="task.json does not fit")
+def thresholds_that_are_texts(g: Ground) -> list[str]:
+    return tell(g, lambda told: told["facts"].update(decisions={"given": ["0.5"]}))
+
+
+@trap("run", code=2, says="multi is neither true nor false")
+def several_labels_said_with_a_word(g: Ground) -> list[str]:
+    return tell(g, lambda told: told["facts"].update(multi="no"))
+
+
+@trap("run", code=2, says="task.json does not fit")
+def a_plan_with_more_than_a_plan_has(g: Ground) -> list[str]:
+    return tell(g, lambda told: told["plan"]["batches"].update(evil=1))
+
+
+@trap("run", code=2, says="its labels are positive, negative, those of config.json negative, positive")
+def labels_the_other_way_round(g: Ground) -> list[str]:
+    return tell(g, lambda told: [told["facts"][name].reverse() for name in ("labels", "cells")])
+
+
+def plain(g: Ground, **values: Any) -> list[str]:
+    """A plain model whose config.json says something else."""
+    (g.model / "task.json").unlink()
+    g.change(g.model / "config.json", **values)
+    return MODEL
+
+
+@trap("run", code=2, says="two of the model's classes are named 'negative'")
+def a_name_for_two_classes(g: Ground) -> list[str]:
+    return plain(g, id2label={"0": "negative", "1": "negative"}, label2id={"negative": 1})
+
+
+@trap("run", code=2, says="is number 0 in id2label and 1 in label2id")
+def names_that_contradict_each_other(g: Ground) -> list[str]:
+    return plain(g, label2id={"negative": 1, "positive": 0})
+
+
+@trap("run", code=2, says="numbered 0, 5, not from 0 on")
+def classes_that_are_not_counted(g: Ground) -> list[str]:
+    return plain(g, id2label={"0": "negative", "5": "positive"}, label2id={"negative": 0, "positive": 5})
+
+
+@trap("run", code=2, says="model_max_length is -5")
+def inputs_shorter_than_nothing(g: Ground) -> list[str]:
+    g.change(g.model / "tokenizer_config.json", model_max_length=-5)
+    return MODEL
+
+
 @trap("run", code=2)
 def a_state_of_another_kind(g: Ground) -> list[str]:
     g.unfinished()
