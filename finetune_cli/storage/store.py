@@ -88,9 +88,9 @@ class Store:
         """Why a checkpoint cannot be used, or None: every file is there with the size and sha256 of the manifest."""
         try:
             manifest = self.read_manifest(path)
-            _check_listed(path, manifest["files"])
             for name, entry in manifest["files"].items():
                 _check_size(path, name, entry)
+            _check_listed(path, manifest["files"])
             with ThreadPoolExecutor(max_workers=4) as pool:
                 list(pool.map(lambda item: _check_hash(path, item[0], item[1]), manifest["files"].items()))
         except (ValueError, TypeError, KeyError) as error:
