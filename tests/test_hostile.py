@@ -863,6 +863,199 @@ def a_state_of_another_shape(g: Ground) -> list[str]:
     return RESUME
 
 
+# weights that are torn, shapeless or no numbers -----------------------------------------------------------------------------------------
+
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+
+
+def retell(g: Ground, folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the tensors of a model; an exported one then says nothing of its weights."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    path.unlink()
+    save_file(tensors, path, {"format": "pt"})
+    if folder == g.model:
+        told = json.loads((folder / "task.json").read_text())
+        g.write(folder / "task.json", json.dumps({name: value for name, value in told.items() if name != "weights"}))
+    g.reseal(folder)
+
+
+def spoil(tensors: dict[str, Any]) -> None:
+    tensors[QUERY][0, 0] = float("nan")
+
+
+@trap("run", code=2, says=f"{QUERY} is missing")
+def a_model_that_lacks_a_tensor_of_its_encoder(g: Ground) -> list[str]:
+    retell(g, g.model, lambda tensors: tensors.pop(QUERY))
+    return START
+
+
+@trap("run", code=2, says=f"{QUERY} is of shape [16, 32] and is to be [32, 32]")
+def a_model_with_a_tensor_of_another_shape(g: Ground) -> list[str]:
+    retell(g, g.model, lambda tensors: tensors.update({QUERY: tensors[QUERY][:16].clone()}))
+    return ["check", *START[1:-2], "device=cpu"]
+
+
+@trap("run", code=0, says="new in the model, drawn from the seed: bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias")
+def a_model_without_pooler_and_head(g: Ground) -> list[str]:
+    retell(g, g.model, lambda tensors: [tensors.pop(name) for name in list(tensors) if "pooler" in name or "classifier" in name])
+    return START
+
+
+@trap("run", code=2, says=QUERY)
+def weights_that_are_no_numbers_to_start_from(g: Ground) -> list[str]:
+    retell(g, g.model, spoil)
+    return START
+
+
+@trap("run", code=2, says=QUERY)
+def weights_that_are_no_numbers_to_predict_with(g: Ground) -> list[str]:
+    retell(g, g.model, spoil)
+    return MODEL
+
+
+@trap("run", code=2, says="model.safetensors")
+def weights_that_are_no_numbers_in_a_checkpoint(g: Ground) -> list[str]:
+    retell(g, g.best, spoil)
+    return EVAL
+
+
+@trap("run", code=2, says="model.safetensors is not in its manifest.json")
+def a_manifest_that_leaves_the_weights_out(g: Ground) -> list[str]:
+    leave_out(g)
+    return EVAL
+
+
+@trap("run", code=2, says="model.safetensors is not in its manifest.json")
+def the_same_to_go_on_from(g: Ground) -> list[str]:
+    leave_out(g)
+    g.unfinished()
+    return ["train", f"resume={g.best}"]
+
+
+def leave_out(g: Ground) -> None:
+    record = unseal((g.best / "manifest.json").read_bytes())
+    record["files"].pop("model.safetensors")
+    (g.best / "manifest.json").write_bytes(seal(record))
+
+
+# records of mere information --------------------------------------------------------------------------------------------------------------
+
+
+@trap("run", code=0, says="died without a word after step")
+def a_status_without_a_step(g: Ground) -> list[str]:
+    (g.run / "status.json").write_text('{"state": "running", "step": null}')
+    return RESUME
+
+
+@trap("run", code=0, says="died without a word after step 2: killed")
+def times_that_are_no_numbers(g: Ground) -> list[str]:
+    (g.run / "status.json").write_text('{"state": "running", "step": 2}')
+    lines = ['{"step": 3, "memory_mb": null}', '{"step": null}', '{"step": 1e400}', '{"step": 2, "memory_mb": "x"}', "{", "[1]"]
+    (g.run / "timing.jsonl").write_text("\n".join([*lines, '{"step": true}', ""]))
+    return RESUME
+
+
+@trap("run", code=2, says="witness.jsonl of the run is a link or no file")
+def a_pipe_in_place_of_the_losses(g: Ground) -> list[str]:
+    g.unfinished()
+    g.pipe(g.run / "witness.jsonl")
+    return RESUME
+
+
+@trap("run", code=2, says="witness.jsonl of the run is a link or no file")
+def a_link_in_place_of_the_losses(g: Ground) -> list[str]:
+    g.unfinished()
+    g.link(g.run / "witness.jsonl", g.secret)
+    return RESUME
+
+
+@trap("run", code=2, says="model of the run is a link or no folder")
+def a_link_in_place_of_the_model(g: Ground) -> list[str]:
+    g.unfinished()
+    g.link(g.model, g.outside)
+    return RESUME
+
+
+@trap("run", code=2, says="crash of the run is a link or no folder")
+def a_link_in_place_of_the_crash(g: Ground) -> list[str]:
+    g.unfinished()
+    g.link(g.run / "crash", g.outside)
+    return RESUME
+
+
+# what task.json and config.json say of the labels -----------------------------------------------------------------------------------------
+
+
+def tell(g: Ground, change: Callable[[dict[str, Any]], object]) -> list[str]:
+    """Change what an exported model knows."""
+    told = json.loads((g.model / "task.json").read_text())
+    change(told)
+    g.write(g.model / "task.json", json.dumps(told))
+    return MODEL
+
+
+@trap("run", code=2, says="a temperature of 0")
+def a_temperature_of_nothing(g: Ground) -> list[str]:
+    return tell(g, lambda told: told["facts"].update(decisions={"temperature": 0}))
+
+
+@trap("run", code=2, says="a temperature of '1'")
+def a_temperature_that_is_a_text(g: Ground) -> list[str]:
+    return tell(g, lambda told: told["facts"].update(decisions={"temperature": "1"}))
+
+
+@trap("run", code=2, says="task.json does not fit")
+def thresholds_that_are_texts(g: Ground) -> list[str]:
+    return tell(g, lambda told: told["facts"].update(decisions={"given": ["0.5"]}))
+
+
+@trap("run", code=2, says="multi is neither true nor false")
+def several_labels_said_with_a_word(g: Ground) -> list[str]:
+    return tell(g, lambda told: told["facts"].update(multi="no"))
+
+
+@trap("run", code=2, says="task.json does not fit")
+def a_plan_with_more_than_a_plan_has(g: Ground) -> list[str]:
+    return tell(g, lambda told: told["plan"]["batches"].update(evil=1))
+
+
+@trap("run", code=2, says="its labels are positive, negative, those of config.json negative, positive")
+def labels_the_other_way_round(g: Ground) -> list[str]:
+    return tell(g, lambda told: [told["facts"][name].reverse() for name in ("labels", "cells")])
+
+
+def plain(g: Ground, **values: Any) -> list[str]:
+    """A plain model whose config.json says something else."""
+    (g.model / "task.json").unlink()
+    g.change(g.model / "config.json", **values)
+    return MODEL
+
+
+@trap("run", code=2, says="two of the model's classes are named 'negative'")
+def a_name_for_two_classes(g: Ground) -> list[str]:
+    return plain(g, id2label={"0": "negative", "1": "negative"}, label2id={"negative": 1})
+
+
+@trap("run", code=2, says="is number 0 in id2label and 1 in label2id")
+def names_that_contradict_each_other(g: Ground) -> list[str]:
+    return plain(g, label2id={"negative": 1, "positive": 0})
+
+
+@trap("run", code=2, says="numbered 0, 5, not from 0 on")
+def classes_that_are_not_counted(g: Ground) -> list[str]:
+    return plain(g, id2label={"0": "negative", "5": "positive"}, label2id={"negative": 0, "positive": 5})
+
+
+@trap("run", code=2, says="model_max_length is -5")
+def inputs_shorter_than_nothing(g: Ground) -> list[str]:
+    g.change(g.model / "tokenizer_config.json", model_max_length=-5)
+    return MODEL
+
+
 @trap("run", code=2)
 def a_state_of_another_kind(g: Ground) -> list[str]:
     g.unfinished()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +32,9 @@ pytestmark = pytest.mark.sampled(8)
 
 SMALL = ["model=tiny", "model.shape.layers=1", "model.shape.hidden=32", "train.steps=10", "train.batch_size=8", "train.save_every=4"]
 SMALL += ["train.log_every=1", "device=cpu", "device.threads=1", "device.precision=fp32", "train.eval_every=100"]
+
+
+NO_NUMBERS = b"".join(b'{"step": 5, "loss": "%s", "grounds": {}}\n' % loss for loss in (b"zz", b"0x1p99999", b"nan", b"inf"))
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,83 @@ def test_what_is_verified_is_said_and_the_run_is_the_same(dead: Dead, tmp_path: 
         assert (dead.run / name).read_bytes() == (whole.run / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("how", ["line ends", "a number", "none on record"])
+def test_records_that_are_not_those_of_the_checkpoint(dead: Dead, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A length that fits is not enough: lines would be cut, or those of another run be taken for this one's."""
+    record = dead.run / "metrics.jsonl"
+    kept = record.read_bytes()
+    record.write_bytes(kept.replace(b"\n", b"\r\n") if how == "line ends" else kept.replace(b'"step": 1', b'"step": 7', 1))
+    if how == "none on record":  # an older ftune's checkpoint
+        real = checkpoint.load_state
+        monkeypatch.setattr(checkpoint, "load_state", lambda path: {k: v for k, v in real(path).items() if k != "metrics_sha256"})
+        dead.resume().ok()
+        return
+    before = dead.files()
+    error = dead.resume().fails(2)
+    assert "metrics.jsonl" in error[0] and "sha256" in error[0] and error[1].endswith("metrics.jsonl") and "copy" in error[2]
+    assert dead.files() == before
+    record.write_bytes(kept)
+    dead.resume().ok()
+
+
+@pytest.mark.parametrize("key", ["optimizer.lr", "train.steps", "train.eval_every", "train.batch_size", "device.threads", "a line"])
+def test_a_config_that_was_edited_by_hand(dead: Dead, key: str) -> None:
+    """What a resume composes from must be what the run began with: an edit is no override that was asked for."""
+    path = dead.run / "config.yaml"
+    kept = path.read_text()
+    name = "eval_every" if key == "a line" else key.rpartition(".")[2]
+    edited = re.sub(rf"(?m)^  {name}: .*\n", "" if key == "a line" else f"  {name}: 3\n", kept)
+    assert edited != kept
+    path.write_text(edited)
+    before = dead.files()
+    error = dead.resume().fails(2)
+    assert f".{name} was " in error[0] and "by hand" in error[0] and "config.yaml" in error[1] and "step-00000004" in error[2]
+    assert dead.files() == before
+    path.write_text(f"{kept}# a remark\n")
+    dead.resume().ok()
+
+
+def test_a_config_that_was_edited_before_the_first_checkpoint(dead: Dead) -> None:
+    shutil.rmtree(dead.run / "checkpoints")
+    path = dead.run / "config.yaml"
+    kept = path.read_text()
+    path.write_text(kept.replace("  seed: ", "  seed: 1"))
+    assert "by hand" in dead.resume().fails(2)[0]
+    path.write_text(kept)
+    dead.resume().ok()
+
+
+def test_a_section_that_is_none_is_refused_and_not_dropped(dead: Dead) -> None:
+    path = dead.run / "config.yaml"
+    path.write_text(re.sub(r"(?m)^optimizer:\n(  .*\n)+", "optimizer: 5\n", path.read_text()))
+    error = dead.resume().fails(2)
+    assert "the section 'optimizer' of the saved config is 5" in error[0] and "config.yaml: optimizer" in error[1]
+
+
+@pytest.mark.parametrize("verb", [["train", "resume="], ["eval", "ckpt="]])
+def test_a_run_without_its_config_is_told_so(dead: Dead, verb: list[str]) -> None:
+    (dead.run / "config.yaml").unlink()
+    error = dead.ftune(verb[0], f"{verb[1]}{dead.run}").fails(2)
+    assert "no config.yaml" in error[0] and "dead" in error[1] and "checkpoints/step-" in error[2]
+
+
+def test_other_threads_are_named_though_the_loss_is_equal(dead: Dead) -> None:
+    assert "loss of step 5 (equal, with other threads" in told(dead.resume("device.threads=2").ok())
+
+
+def test_the_hash_of_the_records_is_that_of_the_file_after_every_cut(dead: Dead) -> None:
+    run = Run.open(dead.run, keep=0)
+    record = dead.run / "metrics.jsonl"
+    first = record.read_bytes().index(b"\n") + 1
+    for size in (record.stat().st_size, first):
+        assert run.metrics_sha256(size) == hashlib.sha256(record.read_bytes()[:size]).hexdigest()
+    run.metrics_sha256(record.stat().st_size)
+    run.cut_metrics(first)
+    run.record(9, {"train/loss": 0.123456789, "train/lr": 1.0})
+    run.record(10, {"train/loss": 0.987654321, "train/lr": 1.0, "epoch": 1.0})
+    assert run.metrics_sha256(run.metrics_bytes()) == hashlib.sha256(record.read_bytes()).hexdigest()
+
+
 def test_without_a_loss_on_record_none_is_compared(dead: Dead) -> None:
     (dead.run / "witness.jsonl").unlink()
     assert told(dead.resume().ok()).endswith("weights and moments (sha256), rows of the next 2 updates")
@@ -173,7 +255,7 @@ def test_keys_that_may_differ_leave_rows_and_loss_out(dead: Dead) -> None:
     assert line.endswith("weights and moments (sha256); rows and loss are not compared, since train.seed may differ")
 
 
-@pytest.mark.parametrize("left", [b"\x00\x00\x00\n[1]\n{}\nnull\n{", b'{"step": 5, "loss": 1}\n'])
+@pytest.mark.parametrize("left", [b"\x00\x00\x00\n[1]\n{}\nnull\n{", b'{"step": 5, "loss": 1}\n', NO_NUMBERS])
 def test_a_record_that_a_power_loss_spoilt_is_no_reason_to_stop(left: bytes, dead: Dead) -> None:
     (dead.run / "witness.jsonl").write_bytes(left)
     run = Run.open(dead.run, keep=0)

@@ -23,7 +23,7 @@ from finetune_cli import console, models, randomness
 from finetune_cli.adapters import quantised, targets
 from finetune_cli.adapters.base import BASE_FILE, Base
 from finetune_cli.config.schema import AdapterName, ModelConfig, Quantised, out_of_range
-from finetune_cli.errors import Diverged, UserError
+from finetune_cli.errors import UserError
 from finetune_cli.models import Source
 from finetune_cli.storage import parsed
 from finetune_cli.tasks.base import Task
@@ -290,7 +290,7 @@ def load_trained(model: nn.Module, directory: Path, whole: Sequence[str]) -> Non
     with torch.no_grad():
         for name, tensor in wanted.items():
             if not torch.isfinite(found[name]).all():
-                raise Diverged(f"the weights hold NaN or infinity, first in {name}", where=str(directory), fix="start from other weights")
+                raise models.not_finite(name.removeprefix(PREFIX), directory / WEIGHTS_FILE)
             tensor.copy_(found[name])
 
 

@@ -60,6 +60,7 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
     world = Alone(stop)
     try:
         if resumed is not None:
+            resume.refuse_edits(directory, resumed.checkpoint)
             resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
         prepared = prepare(config, invocation.user_set, resumed, stop)
         world = gathered(prepared.device, stop, __name__)
@@ -164,6 +165,7 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
         before = saved.load(directory.config_path, tasks=tasks.task_configs())
         resume.compare_files(resume.begun(directory)[1], p.splits.sources, config.resume_allow)
         if start:
+            directory.check_metrics(trainer.state.metrics_bytes, trainer.state.metrics_sha256)
             changed = [text.split(" was ")[0] for text in resume.changes(before, config, allowed=())]
             verify.confirm(trainer, start, [*changed, *(key for key in config.resume_allow if key.startswith("data."))])
     else:
@@ -186,7 +188,7 @@ def _begin(config: TrainConfig, invocation: Invocation, p: Prepared, trainer: Tr
 
 def _write_first(directory: Run, invocation: Invocation, manifest: dict[str, Any], trainer: Trainer) -> None:
     """Write what makes a directory a run, once there is room for its checkpoints."""
-    directory.write_manifest(manifest)
+    directory.write_manifest(manifest | {"config_sha256": directory.config_sha256(invocation.config_yaml)})
     _, _, of_model = trainer.room_on_disk()
     directory.reserve(of_model)
     directory.write_config(invocation.config_yaml)  # with it the run exists

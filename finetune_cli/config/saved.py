@@ -95,6 +95,9 @@ def drop_unknown(values: dict[Any, Any], path: Path, verb: str, tasks: Tasks) ->
             key = f"{prefix}{name}"
             if key in inner and isinstance(node[name], dict):
                 walk(node[name], key + ".")
+            elif key in inner:
+                what = f"the section '{key}' of the saved config is {node[name]!r}, and no options"
+                raise UserError(what, where=f"{path}: {key}", fix="restore the file or name another run")
             elif key not in table:
                 del node[name]
                 _notes.warning("warning: %s: the key '%s' is unknown to ftune %s and was dropped", path, key, __version__)

@@ -68,6 +68,10 @@ def open_model(
         opened_task.configure(wanted := copy.deepcopy(model_config))
         if known and wanted.num_labels != model_config.num_labels:
             raise ValueError(f"{wanted.num_labels} labels for a head of {model_config.num_labels}")
+        if known and wanted.id2label != model_config.id2label:
+            said, held = (", ".join(map(str, named.id2label.values())) for named in (wanted, model_config))
+            raise ValueError(f"its labels are {said}, those of config.json {held}")
+        batches = BatchPlan(**known.plan["batches"]) if known else _plan()
     models.check_vocabulary(tokenizer, model_config, source.name)
     with console.working("loading the model"):
         if source.hub:
@@ -81,7 +85,7 @@ def open_model(
     length = longest_input(data, limit)
     model = model.to(plan.device)
     layout, _ = packing.layout(model, pad_id=tokenizer.pad_token_id or 0, limit=length, device=plan)
-    batches = replace(BatchPlan(**known.plan["batches"]) if known else _plan(), packed=isinstance(layout, Packed))
+    batches = replace(batches, packed=isinstance(layout, Packed))
     told = found.run or (found.weights if not source.hub else source.name)
     console.say(
         f"model: {told}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -91,7 +91,8 @@ def _say_if_it_died(run: Run) -> None:
         return
     last: dict[str, Any] = next(reversed(run.timing()), {})
     used = f"; it had used {last['memory_mb']:,.0f} MB" if "memory_mb" in last else ""
-    step = max(int(last.get("step", 0)), int(run.status().get("step", 0)))
+    known = run.status().get("step", 0)
+    step = max(int(last.get("step", 0)), known if type(known) is int else 0)
     console.warn(f"the process before died without a word after step {step}: killed, by hand or for want of memory{used}")
 
 
@@ -104,6 +105,28 @@ def refuse_changes(run: Run, now: TrainConfig) -> None:
             where=changed[0].split(" was ")[0],
             fix=f"start a new run from its weights: ftune train model.path={run.path} …",
         )
+
+
+def refuse_edits(run: Run, checkpoint: Path | None) -> None:
+    """Refuse a config.yaml that is neither what the run began with nor says what the checkpoint's own says."""
+    begun = run.manifest().get("config_sha256")  # older runs have none
+    if begun in (None, run.config_sha256()):
+        return
+    told, fix = "", "copy it back from a backup, or start a new run"
+    if checkpoint is not None:
+        sealed = checkpoint / run.config_path.name
+        old, now = (dict(_every_key(saved.load(path, tasks=task_configs()))) for path in (sealed, run.config_path))
+        edited = [f"{key} was {old.get(key)!r}, is {value!r}" for key, value in now.items() if old.get(key) != value]
+        if not edited:
+            return
+        told, fix = f": {'; '.join(edited[:5])}", f"cp {sealed} {run.config_path}"
+    what = f"the run's config was changed by hand{told}"
+    raise UserError(what, where=str(run.config_path), fix=f"{fix}; what a resume may change is given on the command line")
+
+
+def _every_key(config: TrainConfig) -> Iterator[tuple[str, Any]]:
+    """What the run itself is made of: where it lies, and how it was gone on with, may differ between a run and its checkpoints."""
+    return ((key, _plain(value)) for key, value, _ in leaves(config) if not key.startswith(("run.", "resume")))
 
 
 def compare(before: TrainConfig, now: TrainConfig) -> None:

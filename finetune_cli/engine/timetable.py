@@ -22,6 +22,8 @@ class State:
     misses: int = 0
     finished: bool = False
     metrics_bytes: int = 0
+    metrics_sha256: str = ""
+    """How long metrics.jsonl was, and the hash of its bytes; a resume compares it, where the checkpoint has it."""
     recent: list[float] = field(default_factory=list)
     """The last recorded losses, and the run's first."""
     first_loss: float | None = None

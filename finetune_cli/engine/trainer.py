@@ -256,6 +256,7 @@ class Trainer:
         if self.world.leads:
             self.state.loss_sum = float(self.loss)
             self.state.metrics_bytes = self.run.metrics_bytes(durable=False)
+            self.state.metrics_sha256 = self.run.metrics_sha256(self.state.metrics_bytes)
             self.state.plan = self.plan.saved()
             state = {**self.state.saved(), "optimizer": self.updater.state(), "next_rows": self.next_rows()}
             with self.world.patience():

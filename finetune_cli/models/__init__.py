@@ -17,7 +17,7 @@ from finetune_cli.models.execution import (
 )
 from finetune_cli.models.faults import quiet
 from finetune_cli.models.hub import ask_hub
-from finetune_cli.models.loading import load, load_config, load_exact, skeleton
+from finetune_cli.models.loading import load, load_config, load_exact, not_finite, skeleton
 from finetune_cli.models.saving import save_without_tensors, saved_tensors
 from finetune_cli.models.scratch import build, family, train_tokenizer
 from finetune_cli.models.source import BUNDLED, BUNDLED_HUB_ID, Source, locate, of_run
@@ -43,6 +43,7 @@ __all__ = [
     "load_tokenizer",
     "locate",
     "never_wait",
+    "not_finite",
     "of_run",
     "parameters",
     "quiet",

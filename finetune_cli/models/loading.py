@@ -18,7 +18,7 @@ from torch import nn
 
 from finetune_cli import pooling, randomness
 from finetune_cli.config.schema import ModelConfig
-from finetune_cli.errors import Diverged, UserError
+from finetune_cli.errors import UserError
 from finetune_cli.models.faults import loading
 from finetune_cli.models.imports import auto_class
 from finetune_cli.models.source import Source
@@ -87,7 +87,7 @@ def load(
     """The task's model class with pretrained weights in fp32 and the names of parameters that are new (the head, mostly).
 
     ``held``: further arguments of ``from_pretrained``, which hold the weights in fewer bits on their device.
-    Raises UserError where the weights do not fit the architecture, Diverged where they hold NaN.
+    Raises UserError where the weights do not fit the architecture or hold NaN.
     """
     configure(model_config, config, task)
     torch.manual_seed(randomness.key(seed, "init"))
@@ -105,20 +105,37 @@ def load(
             **(held or {}),
         )
     model, info = loaded
-    mismatched = [m[0] if isinstance(m, (tuple, list)) else m for m in info.get("mismatched_keys", ())]
-    new = sorted({*info["missing_keys"], *mismatched})
-    prefix = getattr(model, "base_model_prefix", "") + "."
-    body = [name for name, _ in model.named_parameters() if name.startswith(prefix)]
-    if body and len([n for n in new if n.startswith(prefix)]) > max(4, len(body) // 10):
-        raise UserError(
-            f"the weights do not fit the architecture: {len(new)} of {len(body)} tensors are missing ({new[0]}, …)",
-            where=source.name,
-            fix="name a model whose config.json and weights belong together",
-        )
+    shapes = {name: (found, wanted) for name, found, wanted in info.get("mismatched_keys", ())}
+    new = sorted({*info["missing_keys"], *shapes})
+    _refuse_torn(model, new, shapes, source.name)
     if not held:
         check_finite(model, source.name)
         _in_own_memory(model)
     return model, pooled(model, config, new)
+
+
+def _refuse_torn(model: Any, new: list[str], shapes: Mapping[str, tuple[Any, Any]], where: str) -> None:
+    """Raise UserError where weights lack a tensor of the body, or have it in another shape: only heads and poolers may be ``new``."""
+    body = _body(model)
+    torn = [name for name in new if name in body and "pooler" not in name.split(".")]
+    if not torn:
+        return
+    what = f"the weights do not fit the architecture: {torn[0]} is missing"
+    if torn[0] in shapes:
+        found, wanted = (list(shape) for shape in shapes[torn[0]])
+        what = f"the weights do not fit the architecture: {torn[0]} is of shape {found} and is to be {wanted}"
+    more = f", and {len(torn) - 1} more of {len(body)} tensors do not fit" if len(torn) > 1 else ""
+    raise UserError(what + more, where=where, fix="name a model whose config.json and weights belong together and are whole")
+
+
+def _body(model: Any) -> set[str]:
+    """Names of the parameters that every model of the family has, whatever its head."""
+    names, prefix = [name for name, _ in model.named_parameters()], f"{getattr(model, 'base_model_prefix', '')}."
+    if body := {name for name in names if name.startswith(prefix)}:
+        return body
+    head = model.get_output_embeddings()  # T5 and its like stand on no model of their own
+    heads = tuple(f"{name}." for name, module in model.named_modules() if module is head)
+    return {name for name in names if not name.startswith(heads)}
 
 
 def skeleton(config: ModelConfig, task: Task[Any], model_config: Any) -> nn.Module:
@@ -175,7 +192,14 @@ def check_finite(model: nn.Module, where: str) -> None:
     """Refuse weights that hold NaN or infinity. Those held in fewer bits (frozen, of a type of their own) cannot."""
     for name, parameter in model.named_parameters():
         if type(parameter.data) is torch.Tensor and parameter.is_floating_point() and not torch.isfinite(parameter).all():
-            raise Diverged(f"the weights hold NaN or infinity, first in {name}", where=where, fix="start from other weights")
+            raise not_finite(name, Path(where))
+
+
+def not_finite(name: str, directory: Path) -> UserError:
+    """What is wrong with weights on disk that hold NaN; ``directory`` may be a name on the hub."""
+    file = directory / "model.safetensors"
+    where = str(file if file.is_file() else directory)
+    return UserError(f"the weights hold NaN or infinity, first in {name}", where=where, fix="name other weights, or copy these again")
 
 
 def _in_own_memory(model: nn.Module) -> None:

@@ -42,6 +42,9 @@ def check_vocabulary(tokenizer: Any, model_config: Any, where: str) -> None:
 def length_limit(model_config: Any, tokenizer: Any) -> int:
     """Longest input of a model, in tokens."""
     limits = [n for n in (getattr(tokenizer, "model_max_length", None),) if n and n < UNLIMITED]
+    if any(not isinstance(n, (int, float)) or n < 1 for n in limits):
+        what = f"the tokenizer's model_max_length is {limits[0]}"
+        raise UserError(what, where=f"{tokenizer.name_or_path}: tokenizer_config.json", fix="mend it there: the longest input in tokens")
     positions = getattr(model_config, "max_position_embeddings", None)
     if positions:
         padding_offset = 2 if "roberta" in str(getattr(model_config, "model_type", "")) else 0

@@ -7,6 +7,7 @@ Everything ftune knows of a run lies in it under a fixed name, and every path in
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
 import time
@@ -61,6 +62,7 @@ class Run:
         self._started = _now()
         self._last_sign = -LIFE_SECONDS
         self._tidy: set[str] = set()
+        self._hashed = 0, hashlib.sha256()
 
     @classmethod
     def create(cls, config: RunConfig, *, name: str, now: datetime | None = None, fs: FileSystem = REAL, keep: int = 0) -> Run:
@@ -133,6 +135,11 @@ class Run:
     def write_config(self, text: str) -> None:
         """The resolved config; with it the run exists for ``open``, ``find`` and resume, so it is the last of the first files."""
         self._write(layout.CONFIG, reading.utf8(text))
+
+    def config_sha256(self, text: str | None = None) -> str:
+        """Hash of the config as it is on disk, or as ``text`` would be."""
+        data = reading.read(self.config_path) if text is None else reading.utf8(text)
+        return hashlib.sha256(data).hexdigest()
 
     @property
     def config_path(self) -> Path:
@@ -220,8 +227,8 @@ class Run:
 
     def _witnesses(self) -> list[dict[str, Any]]:
         """The whole records of witness.jsonl, which is not synced: what a power loss left of it is no reason to stop."""
-        kinds = {"step": int, "loss": str, "grounds": dict}
-        records = reading.whole_lines(self.path / layout.WITNESS)
+        kinds = {"step": int, "grounds": dict}
+        records = [record for record in reading.whole_lines(self.path / layout.WITNESS) if reading.hex_number(record.get("loss"))]
         return [record for record in records if all(isinstance(record.get(key), kind) for key, kind in kinds.items())]
 
     def cut_witness(self, step: int) -> None:
@@ -254,14 +261,32 @@ class Run:
                 self.fs.fsync_dir(self.path)
         return size
 
+    def metrics_sha256(self, size: int) -> str:
+        """Hash of the first ``size`` bytes of metrics.jsonl, which a checkpoint remembers too; read on from where the last call ended."""
+        known, digest = self._hashed if self._hashed[0] <= size else (0, hashlib.sha256())
+        digest = digest.copy()
+        if size > known:
+            digest.update(reading.read(self.path / layout.HISTORY, start=known, size=size - known))
+        self._hashed = size, digest
+        return digest.hexdigest()
+
+    def check_metrics(self, offset: int, sha256: str = "") -> None:
+        """Raise UserError where metrics.jsonl does not begin with the ``offset`` bytes, of that hash, that a checkpoint was made at."""
+        path = self.path / layout.HISTORY
+        size, fix = path.stat().st_size if path.exists() else 0, "copy the file back from where the run came from, or start a new run"
+        if size < offset:
+            raise UserError(f"{layout.HISTORY} has {size} bytes, the checkpoint was made at {offset}", where=str(path), fix=fix)
+        if sha256 and sha256 != self.metrics_sha256(offset):  # older checkpoints have none
+            what = f"the first {offset} bytes of {layout.HISTORY} are not those that the checkpoint was made at (sha256 differs)"
+            raise UserError(what, where=str(path), fix=fix)
+
     def cut_metrics(self, offset: int) -> None:
         """Forgets the records after ``offset`` (they are made again). ``UserError`` if there are fewer bytes than that."""
+        self.check_metrics(offset)
         path = self.path / layout.HISTORY
-        size = path.stat().st_size if path.exists() else 0
-        if size < offset:
-            what = f"{layout.HISTORY} has {size} bytes, the checkpoint was made at {offset}"
-            raise UserError(what, where=str(path), fix="copy the file back from where the run came from, or start a new run")
-        if size > offset:
+        if self._hashed[0] > offset:
+            self._hashed = 0, hashlib.sha256()
+        if path.exists() and path.stat().st_size > offset:
             with disk_trouble(self.fs, f"cutting {layout.HISTORY}", path):
                 self.fs.truncate(path, offset)
                 self.fs.fsync(path)
@@ -271,8 +296,10 @@ class Run:
         return reading.lines(self.path / layout.HISTORY)
 
     def timing(self) -> list[dict[str, Any]]:
-        """The records of timing.jsonl; of steps done again after a resume the last ones."""
-        return list({record.get("step"): record for record in reading.lines(self.path / layout.TIMING)}.values())
+        """The numbers in the records of timing.jsonl; of steps done again after a resume the last ones. What is spoilt is passed over."""
+        records = reading.whole_lines(self.path / layout.TIMING)
+        numbers = [{key: value for key, value in record.items() if reading.number(value)} for record in records]
+        return list({record["step"]: record for record in numbers if "step" in record}.values())
 
     # -- folders ---------------------------------------------------------------------------------------------------------------
 

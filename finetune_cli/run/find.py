@@ -87,6 +87,9 @@ def _on_disk(path: Path, typed: str) -> Found:
     path = path.resolve()
     if layout.is_run(path):
         return _run(path)
+    if layout.lacks_config(path):
+        fix = f"copy it back from a backup or from a checkpoint: cp {path}/checkpoints/step-…/{layout.CONFIG} {path}/"
+        raise UserError(f"the run has no {layout.CONFIG}", where=str(path / layout.CONFIG), fix=fix)
     if (path / MANIFEST).is_file() or path.parent.name == layout.CHECKPOINTS:
         return _checkpoint(path, typed)
     if (path / MODEL_CONFIG).is_file():

@@ -47,6 +47,11 @@ def is_run(path: Path) -> bool:
     return os.path.isfile(path / CONFIG) and any(os.path.exists(path / name) for name in (STATUS, COMMAND, LOCK))
 
 
+def lacks_config(path: Path) -> bool:
+    """Whether a directory is a run that began, but for its config."""
+    return not os.path.lexists(path / CONFIG) and os.path.isdir(path / CHECKPOINTS) and os.path.isfile(path / COMMAND)
+
+
 def root_of(path: Path) -> Path | None:
     """The root that a run of ours lies under, told by its name; None where the user chose the directory."""
     path = Path(os.path.abspath(path))
@@ -72,11 +77,11 @@ def remove_early_files(path: Path, fs: FileSystem, *, but: str = "") -> None:
 
 def refuse_links(run: Path) -> None:
     """Raise UserError where something that ftune would write or empty leads out of the run, or is no file at all."""
-    for name in (*EARLY, CONFIG, HISTORY, TIMING, METRICS):
+    for name in (*EARLY, CONFIG, HISTORY, TIMING, WITNESS, METRICS):
         path = run / name
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise UserError(f"{name} of the run is a link or no file: nothing is written through it", where=str(path), fix="remove it")
-    for name in (CHECKPOINTS, EVALUATIONS, REPORT, PROFILE):
+    for name in (CHECKPOINTS, MODEL, EVALUATIONS, REPORT, PROFILE, CRASH):  # a base may be linked: it is read, and proved
         path = run / name
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             what = f"{name} of the run is a link or no folder: nothing is written or removed through it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ def utf8(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def read(path: Path) -> bytes:
+def read(path: Path, *, start: int = 0, size: int = -1) -> bytes:
+    """A file's bytes, or ``size`` of them from ``start`` on; none where there is no file."""
     try:
-        return read_regular(path)
+        return read_regular(path, start=start, size=size)
     except FileNotFoundError:
         return b""
 
@@ -46,8 +47,21 @@ def whole_lines(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in read(path).split(b"\n")[:-1]:
         with contextlib.suppress(ValueError, TypeError):
-            records.append(dict(json.loads(line)))
+            records.append(dict(parsed(line)))
     return records
+
+
+def number(value: Any) -> bool:
+    """Whether a value of such a file is a number to reckon with."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def hex_number(value: Any) -> bool:
+    """The same of a number in hex."""
+    try:
+        return math.isfinite(float.fromhex(value))
+    except (ValueError, TypeError, OverflowError):
+        return False
 
 
 def drop_torn_line(fs: FileSystem, path: Path) -> None:

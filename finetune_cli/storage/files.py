@@ -368,12 +368,13 @@ def disk_trouble(fs: FileSystem, doing: str, path: Path, *, needed: int = 0, fix
         raise machine_error(fs, doing, path, told, needed=needed, fix=fix) from error
 
 
-def read_regular(path: Path) -> bytes:
-    """A file's bytes; ``OSError`` for a pipe or a device in its place, which might never end."""
+def read_regular(path: Path, *, start: int = 0, size: int = -1) -> bytes:
+    """A file's bytes, or ``size`` of them from ``start`` on; ``OSError`` for a pipe or a device in its place, which might never end."""
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | BINARY), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "no regular file", str(path))
-        return file.read()
+        file.seek(start)
+        return file.read(size)
 
 
 def sha256(path: Path) -> str:

@@ -41,6 +41,8 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 HELD = "held"
 """In a checkpoint's ``meta``: the step of an earlier one that stays for its sake, however few are kept."""
+LOADED = {".safetensors", ".bin", ".json", ".yaml", ".txt", ".model", ".jinja"}
+"""Endings of what may be read of a checkpoint."""
 STEP = re.compile(r"step-(\d{8,})")
 ASIDE = re.compile(r"\.aside-step-(\d{8,})-.*")
 PAUSES = (0.1, 0.5, 2.0)
@@ -88,6 +90,7 @@ class Store:
             manifest = self.read_manifest(path)
             for name, entry in manifest["files"].items():
                 _check_size(path, name, entry)
+            _check_listed(path, manifest["files"])
             with ThreadPoolExecutor(max_workers=4) as pool:
                 list(pool.map(lambda item: _check_hash(path, item[0], item[1]), manifest["files"].items()))
         except (ValueError, TypeError, KeyError) as error:
@@ -323,6 +326,13 @@ def _name(step: int | str) -> str:
 
 def _step(name: str) -> int:
     return int(name.removeprefix("step-"))
+
+
+def _check_listed(folder: Path, files: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` for a file of a kind that is loaded and that the manifest does not answer for."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in LOADED and path.name not in (MANIFEST, *files) and not path.name.startswith("."):
+            raise ValueError(f"{path.name} is not in its {MANIFEST}")
 
 
 def _check_size(folder: Path, name: str, entry: Mapping[str, Any]) -> None:

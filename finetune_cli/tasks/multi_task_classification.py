@@ -18,7 +18,7 @@ from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Outputs, P
 from finetune_cli.tasks.labelling import label_loss
 from finetune_cli.tasks.labelling.decisions import Decisions
 from finetune_cli.tasks.labelling.label_columns import LABELS, in_one_column, split_name
-from finetune_cli.tasks.labelling.labels import LabelOptions, LabelSet, class_weights, counted, natural, refuse_unsettled
+from finetune_cli.tasks.labelling.labels import LabelOptions, LabelSet, class_names, class_weights, counted, natural, refuse_unsettled
 from finetune_cli.tasks.tokens import encode_texts, lay_tokens
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ class MultiTaskClassification(Task[MultiTaskClassificationConfig]):
     @classmethod
     def facts_of(cls, model_config: Any) -> Facts:
         names: dict[str, list[str]] = {}
-        for i in range(len(model_config.id2label)):
-            column, label = split_name(str(model_config.id2label[i]))
+        for name in class_names(model_config):
+            column, label = split_name(name)
             names.setdefault(column, []).append(label)
         return {"columns": {c: LabelSet(names=tuple(found), cells=tuple(found)).facts() for c, found in names.items()}}
 

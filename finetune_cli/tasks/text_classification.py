@@ -15,7 +15,17 @@ from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Flat, Layout, Outputs, Prediction, Score, Task
 from finetune_cli.tasks.labelling import contrastive, label_loss
 from finetune_cli.tasks.labelling.decisions import Decisions
-from finetune_cli.tasks.labelling.labels import HALF, LabelLoss, LabelOptions, LabelSet, class_weights, counted, natural, refuse_unsettled
+from finetune_cli.tasks.labelling.labels import (
+    HALF,
+    LabelLoss,
+    LabelOptions,
+    LabelSet,
+    class_names,
+    class_weights,
+    counted,
+    natural,
+    refuse_unsettled,
+)
 from finetune_cli.tasks.tokens import encode_texts, lay_tokens
 
 if TYPE_CHECKING:
@@ -98,7 +108,7 @@ class TextClassification(Task[TextClassificationConfig]):
 
     @classmethod
     def facts_of(cls, model_config: Any) -> Facts:
-        names = [str(model_config.id2label[i]) for i in range(len(model_config.id2label))]
+        names = class_names(model_config)
         multi = getattr(model_config, "problem_type", None) == "multi_label_classification"
         return LabelSet(names=tuple(names), cells=tuple(names), multi=multi).facts()
 

@@ -13,6 +13,7 @@ from finetune_cli.errors import UserError
 from finetune_cli.tasks.base import Batch, Evaluation, Facts, Layout, Outputs, Prediction, Score, Task
 from finetune_cli.tasks.figures import figure
 from finetune_cli.tasks.labelling.heads import answer_in_fp32, output_layer
+from finetune_cli.tasks.labelling.labels import class_names
 from finetune_cli.tasks.tokens import encode_texts, lay_tokens
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class TextRegression(Task[TextRegressionConfig]):
 
     @classmethod
     def facts_of(cls, model_config: Any) -> Facts:
-        names = [str(model_config.id2label[i]) for i in range(len(model_config.id2label))]
+        names = class_names(model_config)
         return {"targets": names, "mean": [0.0] * len(names), "std": [1.0] * len(names), "folded": True}
 
     def read_targets(self, data: DataConfig, rows: Rows, roles: Roles) -> np.ndarray:

@@ -14,6 +14,7 @@ from finetune_cli.tasks.entities.entity_findings import Compared
 from finetune_cli.tasks.entities.entity_rows import Gold, cells_of, lists_of, marked_text, tags_of, words_of
 from finetune_cli.tasks.entities.word_pieces import WORD, encode_words, first_pieces, gather_words
 from finetune_cli.tasks.figures import figure
+from finetune_cli.tasks.labelling.labels import class_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +102,7 @@ class TokenClassification(Task[TokenClassificationConfig]):
     def facts_of(cls, model_config: Any) -> Facts:
         from finetune_cli.data.tags import recognise
 
-        labels = [str(model_config.id2label[i]) for i in range(len(model_config.id2label))]
+        labels = class_names(model_config)
         if "O" not in labels:
             raise UserError(
                 f"the model's labels are no tags: {', '.join(labels[:5])}",

@@ -4,15 +4,21 @@ below which no answer is given. The numbers travel with the checkpoint whose sco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     import numpy as np
 
 QUALITY = ("ece", "log_loss", "brier")
 """What calibration is judged by."""
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value that anybody may have written is a number to reckon with."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Asked(Protocol):
@@ -44,6 +50,18 @@ class Decisions:
     """ECE, log loss and Brier score on the validation rows before and after the temperature."""
     rows: int = 0
     """Validation rows that settled it."""
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Self:
+        """From its JSON form. Raises ValueError and its like for one that is not of ftune's making."""
+        found = cls(**facts)
+        if not is_number(found.temperature) or found.temperature <= 0 or type(found.folded) is not bool:
+            raise ValueError(f"a temperature of {found.temperature!r}, folded: {found.folded!r}")
+        numbers = [*(found.given or []), *(found.tuned or [])]
+        numbers += [value for value in (found.least_confidence, found.stated_precision, found.rows) if value is not None]
+        if not all(is_number(value) for value in numbers):
+            raise ValueError("a threshold or a confidence is no number")
+        return found
 
     def told(self, names: Sequence[str], thresholds: Sequence[float] | None, asked: Asked) -> list[tuple[str, str]]:
         """In words: (what, text). ``names`` are those of the labels that thresholds decide."""

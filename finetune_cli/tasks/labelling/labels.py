@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from finetune_cli.config.schema import TaskConfig, option
 from finetune_cli.errors import UserError
 from finetune_cli.tasks.figures import figure
-from finetune_cli.tasks.labelling.decisions import Decisions, chosen, settled
+from finetune_cli.tasks.labelling.decisions import Decisions, chosen, is_number, settled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,14 +81,18 @@ class LabelSet:
     def of(cls, facts: Mapping[str, Any]) -> Self:
         """From its JSON form. Raises ValueError and its like for one that is not of ftune's making."""
         weights = facts["weights"]
+        if type(facts["multi"]) is not bool or len(set(facts["labels"])) < len(facts["labels"]):
+            raise ValueError("labels are named twice, or multi is neither true nor false")
+        if not (weights is None or (len(weights) == len(facts["labels"]) and all(is_number(weight) and weight >= 0 for weight in weights))):
+            raise ValueError("weights are not one number a label")
         if len(facts["labels"]) != len(facts["cells"]) or not all(isinstance(text, str) for text in (*facts["labels"], *facts["cells"])):
             raise ValueError("labels and their cells are no pairs of texts")
         return cls(
             names=tuple(facts["labels"]),
             cells=tuple(facts["cells"]),
-            multi=bool(facts["multi"]),
+            multi=facts["multi"],
             weights=None if weights is None else tuple(weights),
-            decisions=Decisions(**(facts.get("decisions") or {})),
+            decisions=Decisions.of(facts.get("decisions") or {}),
         )
 
     def facts(self) -> dict[str, Any]:
@@ -284,3 +288,19 @@ def class_weights(wanted: Any, labels: Sequence[str], counts: Sequence[int], row
 def counted(cells: Sequence[Sequence[str]]) -> Counter[str]:
     """How many rows have each label."""
     return Counter(label for cell in cells for label in cell)
+
+
+def class_names(model_config: Any) -> list[str]:
+    """Names of a plain model's classes in the order of its logits. Raises UserError where its config.json does not give each one name."""
+    names, where = model_config.id2label, f"{getattr(model_config, '_name_or_path', None) or 'the model'}: config.json: id2label"
+    numbers, fix = sorted(names, key=str), "mend config.json: every class has a number from 0 on, and a name of its own"
+    if set(numbers) != set(range(len(names))):
+        raise UserError(f"the model's classes are numbered {', '.join(map(str, numbers[:9]))}, not from 0 on", where=where, fix=fix)
+    found = [str(names[number]) for number in range(len(names))]
+    if twice := next((name for name in found if found.count(name) > 1), None):
+        raise UserError(f"two of the model's classes are named {twice!r}", where=where, fix=fix)
+    told = getattr(model_config, "label2id", None) or {}
+    if wrong := next((name for i, name in enumerate(found) if str(told.get(name, i)) != str(i)), None):
+        what = f"the model's class {wrong!r} is number {found.index(wrong)} in id2label and {told[wrong]} in label2id"
+        raise UserError(what, where=where, fix=fix)
+    return found
