@@ -416,7 +416,7 @@ class PredictConfig:
     output: str | None = option(None, path=True)
     """File to write, JSON Lines by any name; ``.gz`` and ``.zst`` pack it, names of other formats are refused. null: standard output."""
     format: DataFormat = DataFormat.auto
-    """Format of the input; auto goes by name, on standard input by the first character."""
+    """Format of the input; auto goes by name, on standard input by the first line."""
     keep: list[str] = option([])
     """Input columns carried through to the output."""
     task: TaskConfig = field(default_factory=TaskConfig)
