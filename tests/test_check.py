@@ -42,8 +42,16 @@ def test_the_ledger_is_a_file_where_one_is_named(ftune_inside: Ftune, rows: list
     assert ran.out == ""
     ledger = json.loads((tmp_path / "found.json").read_text())
     assert ledger["splits"]["train"]["labels"] == {"negative": 27, "positive": 27} and len(ledger["files"]["test"]) == 1
+    (tmp_path / "link.json").symlink_to("found.json")
+    ftune_inside("check", *rows, *TINY, "train.seed=7", "ledger=link.json").ok()  # a ledger may be renewed, through a link too
+    assert (tmp_path / "link.json").is_symlink() and json.loads((tmp_path / "found.json").read_text())["seed"] == 7
     told = ftune_inside("check", *rows, *TINY, "ledger=no/where.json").fails()
     assert told[1].startswith("where: ledger=") and told[1].endswith("no/where.json")
+
+
+def test_a_sweep_has_a_ledger_a_job(ftune_inside: Ftune, rows: list[str], tmp_path: Path) -> None:
+    ftune_inside("check", "-m", *rows, *TINY, "train.seed=1,2", "ledger='found-${train.seed}.json'").ok()
+    assert [json.loads((tmp_path / f"found-{seed}.json").read_text())["seed"] for seed in (1, 2)] == [1, 2]
 
 
 @pytest.mark.parametrize("name", one_a_task())

@@ -47,6 +47,11 @@ def is_run(path: Path) -> bool:
     return os.path.isfile(path / CONFIG) and any(os.path.exists(path / name) for name in (STATUS, COMMAND, LOCK))
 
 
+def run_around(path: Path) -> Path | None:
+    """The run that a file lies in, or would, wherever links lead it; None where it lies in none."""
+    return next((above for above in Path(os.path.realpath(path)).parents if is_run(above)), None)
+
+
 def root_of(path: Path) -> Path | None:
     """The root that a run of ours lies under, told by its name; None where the user chose the directory."""
     path = Path(os.path.abspath(path))
