@@ -195,15 +195,14 @@ def _check(line: CommandLine, place: Place, composing: Hydra) -> Path | None:
         fix = "leave it out: a sweep's jobs are in runs/sweeps/ID/N (hydra.sweep.dir moves them)"
         problems.append(Problem("run.dir names one directory, and a sweep has many runs", "command line: run.dir", fix))
     if line.multirun:
-        drawn = any(typed.key.startswith(("hydra.sweeper.params", "hydra/sweeper")) for typed in line.typed)
-        problems += _written_twice(configs, drawn=drawn)
+        problems += _written_twice(configs, drawn=len(configs) == 1 or line.value("hydra/sweeper") is not None)
     if problems:
         raise together(problems)
     return Path(root).expanduser().absolute() / "sweeps" if line.multirun else None
 
 
 def _written_twice(configs: list[Any], *, drawn: bool) -> list[Problem]:
-    """Files that more than one job would write (``drawn``: the sweeper makes more jobs of each config)."""
+    """Files that more than one job would write (``drawn``: the sweeper or YAML makes more jobs than the command line tells)."""
     problems = []
     for key in ("output", "ledger"):
         named = [os.path.realpath(name) for config in configs if (name := getattr(config, key, None)) is not None]
