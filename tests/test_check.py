@@ -80,6 +80,11 @@ def test_what_would_stop_a_run_stops_the_check(keys: list[str], told: str, ftune
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_an_index_among_no_gpus_is_refused(ftune_inside: Ftune, rows: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "device.index" in ftune_inside("check", *rows, *TINY[:-1], "device.index=0").fails()[0]
+
+
 def test_a_full_disk_is_told_before_training(ftune_inside: Ftune, rows: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("finetune_cli.storage.files.FileSystem.free", lambda self, folder: 1000)
     assert "the disk will not suffice" in ftune_inside("check", *rows, *TINY).fails(5)[0]
