@@ -37,7 +37,7 @@ SUFFIXES = {
     **dict.fromkeys((".conll", ".bio", ".iob", ".iob2", ".iobes", ".bioes", ".bmes", ".bilou"), DataFormat.conll),
 }
 PACKED = (".gz", ".zst")
-_NO_NAME = r"true|false|yes|no|on|off|null|none|~|[-+]?\.?(nan|inf|infinity)|[-+]?(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?"
+_NO_NAME = r"true|false|yes|no|on|off|null|none|[-+]?\.?(nan|inf|infinity)|[-+]?(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?"
 """Words that YAML, or who types them, takes for a truth value, for nothing or for a number."""
 SPLIT_WORDS = {
     "train": "train",
