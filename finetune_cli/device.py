@@ -137,8 +137,17 @@ def _device(config: DeviceConfig) -> tuple[torch.device, str]:
     if name == DeviceName.mps:
         if not mps:
             raise UserError("there is no MPS device here", where="device=mps", fix="device=cpu, or device=auto")
+        _refuse_index(config)
         return torch.device("mps"), "asked for" if asked else "found, and no CUDA device"
+    _refuse_index(config)
     return torch.device("cpu"), "asked for" if asked else "no CUDA or MPS device found"
+
+
+def _refuse_index(config: DeviceConfig) -> None:
+    """Raise UserError for an index among GPUs where none was found."""
+    if config.index is not None and config.name == DeviceName.auto:
+        what = "there is no CUDA device, of which device.index could be one"
+        raise UserError(what, where=f"device.index={config.index}", fix="leave it out, or device.index=null")
 
 
 def _processes(config: DeviceConfig, device: torch.device) -> tuple[int, str]:

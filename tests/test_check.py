@@ -44,6 +44,9 @@ def test_the_ledger_is_a_file_where_one_is_named(ftune_inside: Ftune, rows: list
     assert ran.out == "" and "; 1 warning; " in ran.err
     ledger = json.loads((tmp_path / "found.json").read_text())
     assert ledger["splits"]["train"]["labels"] == {"negative": 27, "positive": 27} and len(ledger["files"]["test"]) == 1
+    (tmp_path / "link.json").symlink_to("found.json")
+    ftune_inside("check", *rows, *TINY, "train.seed=7", "ledger=link.json").ok()  # a ledger may be renewed, through a link too
+    assert (tmp_path / "link.json").is_symlink() and json.loads((tmp_path / "found.json").read_text())["seed"] == 7
     told = ftune_inside("check", *rows, *TINY, "ledger=no/where.json").fails()
     assert told[1].startswith("where: ledger=") and told[1].endswith("no/where.json")
 
@@ -53,6 +56,11 @@ def test_ctrl_c_at_its_last_work_is_obeyed(ftune_inside: Ftune, rows: list[str],
     monkeypatch.setattr("finetune_cli.commands.check.rehearse", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     ran = ftune_inside("check", *rows, *TINY)
     assert ran.code == 130 and not ran.out and "can start" not in ran.err
+
+
+def test_a_sweep_has_a_ledger_a_job(ftune_inside: Ftune, rows: list[str], tmp_path: Path) -> None:
+    ftune_inside("check", "-m", *rows, *TINY, "train.seed=1,2", "ledger='found-${train.seed}.json'").ok()
+    assert [json.loads((tmp_path / f"found-{seed}.json").read_text())["seed"] for seed in (1, 2)] == [1, 2]
 
 
 @pytest.mark.parametrize("name", one_a_task())
@@ -79,6 +87,11 @@ def test_what_would_stop_a_run_stops_the_check(keys: list[str], told: str, ftune
     before = sorted(tmp_path.rglob("*"))
     assert told in "\n".join(ftune_inside("check", *rows, *TINY, *keys).fails())
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_index_among_no_gpus_is_refused(ftune_inside: Ftune, rows: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "device.index" in ftune_inside("check", *rows, *TINY[:-1], "device.index=0").fails()[0]
 
 
 def test_a_full_disk_is_told_before_training(ftune_inside: Ftune, rows: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

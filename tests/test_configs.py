@@ -172,6 +172,8 @@ OWN_MISTAKES = [
     ("data: {train: x}\n", "exp.data.train", "mine.yaml:1", "@package _global_"),
     (HEAD + "data: {train: x}\nhub:\n  token: abcdefg\n", "secret", "mine.yaml:4", "environment"),
     (HEAD + "data: {train: x}\nhydra:\n  callbacks:\n    a:\n      _target_: os.system\n", "_target_", "mine.yaml:6", ""),
+    (HEAD + "data: {train: x}\nhydra:\n  run:\n    dir: foo\n", "hydra.run is not Hydra's", "mine.yaml:4", "run.dir=DIRECTORY"),
+    (HEAD + "data: {train: x}\nhydra:\n  output_subdir: foo\n", "hydra.output_subdir", "mine.yaml:4", "leave it out"),
     (HEAD + "data: {train: x}\nexpect: {accuracy: {_target_: os.system}}\n", "_target_", "mine.yaml:3", ""),
     (HEAD + "data: {train: x}\nresume: runs/a\n", "only the command line", "mine.yaml:3", "resume=RUN"),
     (HEAD + "data: {train: '${oc.env:NOPE_X}'}\n", "NOPE_X", "mine.yaml:2", "export"),
@@ -194,6 +196,18 @@ def test_own_yaml_that_is_not_utf8(tmp_path: Path, ftune_inside: Any) -> None:
     own(tmp_path, "")
     (tmp_path / "my" / "exp" / "mine.yaml").write_bytes(b"data: \xff\xfe")
     assert "UTF-8" in ftune_inside("train", "--config-dir", "my", "+exp=mine").fails()[0]
+
+
+def test_a_byte_order_mark_hides_no_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own(tmp_path, "\ufeff" + HEAD + "data: {train: x}\ntrain: {epochs: 1}\n")
+    assert composed("--config-dir", "my", "+exp=mine").config.train.epochs == 1.0
+
+
+def test_no_count_is_without_end() -> None:
+    tables = [options_of(verb, TASKS) for verb in SCHEMAS]
+    endless = {o.key for table in tables for o in table.values() if o.kind is int and o.metadata.get("most") is None}
+    assert not endless
 
 
 def test_own_experiments_and_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

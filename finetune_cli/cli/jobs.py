@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.hydra import Hydra
@@ -184,17 +185,32 @@ def _check(line: CommandLine, place: Place, composing: Hydra) -> Path | None:
     if any(flag in line.flags for flag in ("--hydra-help", "--shell-completion")):
         return None
     showing = any(flag in line.flags for flag in ("--cfg", "--info"))
-    root, problems = "runs", list(line.problems)
+    root, problems, configs = "runs", list(line.problems), []
     for overrides in _jobs(line, composing):
         composed, found = compose(composing, place, overrides, task_configs(), complete=not showing and not line.problems)
         problems += found
         root = composed.config.run.root if composed else root
+        configs += [composed.config] if composed else []
     if line.multirun and line.value("run.dir") is not None and place.verb == "train":
         fix = "leave it out: a sweep's jobs are in runs/sweeps/ID/N (hydra.sweep.dir moves them)"
         problems.append(Problem("run.dir names one directory, and a sweep has many runs", "command line: run.dir", fix))
+    if line.multirun:
+        problems += _written_twice(configs, drawn=len(configs) == 1 or line.value("hydra/sweeper") is not None)
     if problems:
         raise together(problems)
     return Path(root).expanduser().absolute() / "sweeps" if line.multirun else None
+
+
+def _written_twice(configs: list[Any], *, drawn: bool) -> list[Problem]:
+    """Files that more than one job would write (``drawn``: the sweeper or YAML makes more jobs than the command line tells)."""
+    problems = []
+    for key in ("output", "ledger"):
+        named = [os.path.realpath(name) for config in configs if (name := getattr(config, key, None)) is not None]
+        if len(set(named)) < len(named) or (named and drawn):
+            what = f"{key} names one file, and several jobs of the sweep would write it: only the last would be left"
+            fix = f"name it by the keys that are swept, such as {key}='out-${{data.max_length}}.jsonl', or start each job alone"
+            problems.append(Problem(what, f"command line: {key}", fix))
+    return problems
 
 
 def _jobs(line: CommandLine, composing: Hydra) -> list[list[str]]:

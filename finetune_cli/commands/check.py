@@ -19,9 +19,12 @@ from finetune_cli.engine.rehearsal import rehearse
 from finetune_cli.engine.signals import stoppable
 from finetune_cli.engine.trainer import Trainer
 from finetune_cli.errors import UserError
-from finetune_cli.run import Run
+from finetune_cli.run import Run, run_around
 from finetune_cli.storage import REAL, json_bytes, write_whole
 from finetune_cli.world import Alone
+
+_BEGINNING = b'{\n  "ready": true,\n  "task": '
+"""Of every ledger."""
 
 
 def run(config: CheckConfig, invocation: Invocation) -> float | None:
@@ -52,10 +55,26 @@ def _target(name: str | None) -> Path | None:
     """Where the ledger goes. Raises UserError, before anything is read, for a place that cannot be written."""
     if name is None:
         return None
-    target = Path(name).expanduser()
+    target, where = Path(name).expanduser(), f"ledger={name}"
+    if (run := run_around(target)) is not None:
+        raise UserError("the ledger would lie in a run, whose files are its own", where=where, fix=f"name a file outside {run}")
+    if target.is_file() and not _is_ledger(target):
+        raise UserError("there is a file already, and it is no ledger: it is not overwritten", where=where, fix="name a new file")
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise UserError("that is a device or a pipe, no file", where=where, fix="leave ledger out: it goes to standard output when piped")
+    target = Path(os.path.realpath(target))
     if target.is_dir() or not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise UserError("the ledger cannot be written there", where=f"ledger={name}", fix="name a file in a folder that can be written")
+        raise UserError("the ledger cannot be written there", where=where, fix="name a file in a folder that can be written")
     return target
+
+
+def _is_ledger(path: Path) -> bool:
+    """Whether a file begins as the ledgers of ftune do."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_BEGINNING)) == _BEGINNING
+    except OSError:
+        return False
 
 
 def _ledger(config: TrainConfig, p: Prepared, trainer: Trainer, disk: tuple[int, int]) -> dict[str, Any]:

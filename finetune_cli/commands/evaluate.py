@@ -8,8 +8,9 @@ from collections.abc import Collection
 from functools import partial
 
 from finetune_cli import console, report
-from finetune_cli.config import EvalConfig, Invocation, Split
+from finetune_cli.config import DataConfig, EvalConfig, Invocation, Split
 from finetune_cli.data import Splits, load_splits
+from finetune_cli.data.splits import fraction
 from finetune_cli.engine import environment, expectations, learnt, scoring, together
 from finetune_cli.engine.inference import Labelled
 from finetune_cli.engine.opened import Opened, evaluation_name, file_stem
@@ -29,6 +30,7 @@ def run(config: EvalConfig, invocation: Invocation) -> float | None:
     with stoppable() as stop, worked_at(config, stop) as (opened, world):
         expected = expectations.read(config.expect, opened.task.metric_names())
         splits, split = _read(config, opened, invocation.user_set)
+        _refuse_unread(opened.data, split, invocation.typed)
         warnings = [*splits.warnings, *learnt.judge(opened, splits, split)]
         for warning in warnings:
             console.warn(warning)
@@ -107,6 +109,17 @@ def _read(config: EvalConfig, opened: Opened, user_set: Collection[str]) -> tupl
         where=f"data.{(wanted or ['test'])[0]}",
         fix="data.test=FILE with a label column; data.label=COLUMN names it",
     )
+
+
+def _refuse_unread(data: DataConfig, split: str, typed: Collection[str]) -> None:
+    """Raise UserError for typed rows, or a number of training rows, that the split which is scored does not come from."""
+    shares = [name for name in ("validation", "test") if fraction(getattr(data, name), f"data.{name}") is not None]
+    read = {split, "train", *shares} if split in shares else {split, *shares} if split == "train" else {split}
+    unread = {f"data.{name}": name for name in ("train", "validation", "test") if name not in read}
+    unread |= {} if split == "train" else {"data.max_rows": "train", "data.rows_per_label": "train"}
+    for key, other in unread.items():
+        if any(word.lstrip("+").startswith(f"{key}=") for word in typed):
+            raise UserError(f"{key} is about {other} rows, and {split} rows are scored", where=key, fix=f"leave it out, or split={other}")
 
 
 def _show(split: str, scored: Scored) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
+import re
+import stat
 import sys
 import time
 from collections import Counter
@@ -28,7 +31,10 @@ from finetune_cli.engine.scoring import json_text
 from finetune_cli.engine.signals import stoppable
 from finetune_cli.engine.together import worked_at
 from finetune_cli.errors import MachineError, UserError
+from finetune_cli.run import run_around
 from finetune_cli.world import Alone, follow_if_outside
+
+_HANDLE = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/[^/]+/fd/\d+")
 
 
 def run(config: PredictConfig, invocation: Invocation) -> float | None:
@@ -36,11 +42,12 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
     follow_if_outside(together.__name__)
     _refuse_other_forms(config.output)
     source = _source(config)
+    _refuse_losses(config.output, source)
     with stoppable() as stop, worked_at(config, stop) as (opened, world):
         started, done, cut = time.perf_counter(), 0, 0
         remarks: Counter[str] = Counter()
         notes: list[str] = []
-        with sink(config.output, source) as out:
+        with sink(config.output) as out:
             format = DataFormat.text if opened.data.parallel else opened.data.format  # parallel files are text, whatever their names
             unlabelled = replace(opened.data, pattern=None, parallel=None, format=format)
             try:
@@ -49,7 +56,8 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
                     cut += _window(opened, rows, done, config.keep, out, world, remarks)
                     done += len(rows)
             except UserError as error:
-                left = "nothing is written" if config.output or not done else f"the {done:,} rows before are written"
+                whole = config.output is not None and not _is_stream(Path(config.output))
+                left = "nothing is written" if whole or not done else f"the {done:,} rows before are written"
                 raise UserError(f"{error.what}; {left}", where=error.where, fix=error.fix) from error
         seconds = time.perf_counter() - started
         console.say(
@@ -75,6 +83,22 @@ def _refuse_other_forms(output: str | None) -> None:
             f"answers are written as JSON Lines, and the name says {known.value}",
             where=f"output={output}",
             fix=f"output={Path(output).name.partition('.')[0]}.jsonl, packed with .jsonl.gz or .jsonl.zst",
+        )
+
+
+def _refuse_losses(output: str | None, source: Any) -> None:
+    """Raise UserError where the answers would stand in the place of the input, of a folder, or of a run's own records."""
+    if output is None:
+        return
+    target = Path(output).expanduser()
+    places = [] if hasattr(source, "read") else resolve(source, key="input", split="test")
+    if target.exists() and any(isinstance(place, File) and os.path.samefile(target, place.path) for place in places):
+        raise UserError("output would overwrite the input", where="output", fix="choose another file")
+    if target.is_dir():
+        raise UserError(f"{target} is a directory", where="output", fix="output=FILE.jsonl")
+    if (run := run_around(target)) is not None:
+        raise UserError(
+            "the answers would lie in a run, whose files are its own", where=f"output={output}", fix=f"name a file outside {run}"
         )
 
 
@@ -123,17 +147,56 @@ def _window(opened: Opened, rows: Rows, done: int, keep: list[str], out: BinaryI
 
 
 @contextmanager
-def sink(output: str | None, source: Any) -> Iterator[BinaryIO]:
-    """Standard output, or a file that appears whole under its name when everything is written."""
+def sink(output: str | None) -> Iterator[BinaryIO]:
+    """Standard output, a device or pipe, or a file that appears whole under its name (of a link: where it leads) when all is written."""
     if output is None:
         yield sys.stdout.buffer
         return
     target = Path(output).expanduser()
-    places = [] if hasattr(source, "read") else resolve(source, key="input", split="test")
-    if target.exists() and any(isinstance(place, File) and os.path.samefile(target, place.path) for place in places):
-        raise UserError("output would overwrite the input", where="output", fix="choose another file")
-    if target.is_dir():
-        raise UserError(f"{target} is a directory", where="output", fix="output=FILE.jsonl")
+    with (
+        _stream(target) if _is_stream(target) else _whole(Path(os.path.realpath(target))) as file,
+        _packed(file, target.name.lower()) as out,
+    ):
+        yield out
+
+
+def _is_stream(target: Path) -> bool:
+    """Whether a place is written to and never replaced: a device, a pipe, or one of this process's own handles by name."""
+    if _HANDLE.fullmatch(str(target)):
+        return True
+    try:
+        mode = os.stat(target).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+@contextmanager
+def _stream(target: Path) -> Iterator[BinaryIO]:
+    """A character device, a pipe that somebody reads, or an open handle, written as it is."""
+    try:
+        if stat.S_ISBLK(os.stat(target).st_mode):
+            raise UserError("that is a disk", where=f"output={target}", fix="choose another file")
+        handle = os.open(
+            target, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
+        )  # a pipe without a reader is refused, not waited for
+    except OSError as error:
+        unread = error.errno == errno.ENXIO
+        what = "nobody reads the pipe" if unread else f"cannot write there: {error.strerror}"
+        raise UserError(what, where=f"output={target}", fix="start its reader first" if unread else "choose another file") from error
+    os.set_blocking(handle, True)
+    try:
+        with open(handle, "wb") as file:
+            yield file
+    except BrokenPipeError:
+        raise  # as on standard output
+    except OSError as error:
+        raise MachineError(f"writing {target} failed: {error.strerror}", where="output", fix="another file") from error
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[BinaryIO]:
+    """A new file beside the target that takes its place at the end."""
     unfinished = target.with_name(f".{target.name}.unfinished-{os.getpid()}")
     try:
         file = open(unfinished, "wb")  # noqa: SIM115  # opened apart, so that its errors are the user's
@@ -141,8 +204,7 @@ def sink(output: str | None, source: Any) -> Iterator[BinaryIO]:
         raise UserError(f"cannot write there: {error.strerror}", where=f"output={target}", fix="choose another file") from error
     try:
         with file:
-            with _packed(file, target.name.lower()) as out:
-                yield out
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, target)

@@ -35,6 +35,8 @@ def run(config: TrainConfig, invocation: Invocation) -> float | None:
     follow_if_outside(__name__)
     with stoppable() as stop:
         where = resume.wanted(config)
+        if where is not None:
+            resume.refuse_another_place(where, config, invocation.user_set)
         resumed = resume.open_run(where, keep=config.train.keep) if where else None
         if resumed is not None and resumed.finished:
             resume.refuse_changes(resumed.run, config)

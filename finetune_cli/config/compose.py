@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -77,6 +80,16 @@ class FtuneSearchPath(SearchPathPlugin):  # type: ignore[misc]  # Hydra is not t
             search_path.append("ftune", self.place.run)
 
 
+class YamlFolder(FileConfigSource):  # type: ignore[misc]  # Hydra is not typed
+    """Hydra's reader of YAML, which does not find the header of a file that begins with a byte order mark."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        found = super().load_config(config_path)
+        with open(Path(self.path) / self._normalize_file_name(config_path), encoding="utf-8-sig") as file:
+            found.header.update(self._get_header_dict(file.read(512)))
+        return found
+
+
 def read_line(verb: str, arguments: list[str], tasks: Tasks) -> tuple[grammar.CommandLine, Place]:
     """Repair the verb's arguments and settle where its config comes from. Raises UserError for flags that cannot be."""
     ours = configs_dir()
@@ -131,6 +144,7 @@ def register(place: Place, tasks: Tasks) -> None:
         raise UserError(what, where="packages named hydra-…", fix="uninstall or upgrade the plugin") from error
     for plugin in (FtuneSearchPath, saved_run.SavedRun):
         plugins.register(plugin)
+    SourcesRegistry.instance().types[YamlFolder.scheme()] = YamlFolder  # registering does not replace
 
 
 def _variable(name: str, *default: Any) -> Any:
@@ -199,7 +213,7 @@ def judged(hydra: Hydra, place: Place, tree: DictConfig, tasks: Tasks, *, comple
     config, found = judge(
         SCHEMAS[place.verb], resolved, tasks=tasks, where=origins.where, user_set=user_set, complete=complete, groups=groups
     )
-    problems += found + _hidden_code(origins)
+    problems += found + _hidden_code(origins) + _of_hydras_runs(origins, place.verb)
     if config is not None and getattr(config, "resume", None) not in (None, "auto") and not place.run:
         problems.append(Problem("resume names a run, which only the command line can", origins.where("resume"), "ftune train resume=RUN"))
     if place.run and getattr(getattr(config, "model", None), "trust_remote_code", False) and "model.trust_remote_code" not in user_set:
@@ -301,6 +315,15 @@ def _hidden_code(origins: Origins) -> list[Problem]:
         for key in file.lines
         if key.startswith("hydra") and key.endswith("._target_")
     ]
+
+
+def _of_hydras_runs(origins: Origins, verb: str) -> list[Problem]:
+    """Hydra's settings of a single run's folder and name, which ftune keeps itself: they would do nothing, or make an empty folder."""
+    own = re.compile(r"hydra\.(run|job|output_subdir)\b")
+    typed = {key: f"command line: {text}" for key, text in origins.typed.items() if own.match(key)}
+    files = {key: file.where(key) for file in origins.files if file.user for key in file.lines if own.fullmatch(key)}
+    name = "run.dir=DIRECTORY and run.name=NAME say where a run goes; or " if verb == "train" else ""
+    return [Problem(f"{key} is not Hydra's to say in ftune", where, f"{name}leave it out") for key, where in (files | typed).items()]
 
 
 @dataclass(frozen=True, slots=True)

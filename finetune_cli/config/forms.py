@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any
 
 from finetune_cli.config.options import Option
+from finetune_cli.config.schema import COUNT
 
 SHAPE = ("layers", "hidden", "heads", "intermediate", "vocabulary", "positions")
 """Keys of ``model.shape``."""
@@ -112,7 +113,7 @@ def _rows(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         if value and all(isinstance(item, str) and item for item in value):
             return list(value)
-        raise ValueError("a list of files")
+        raise ValueError("a list of files, with no list in it")
     if isinstance(value, bool) or not isinstance(value, (str, float, int)) or value == "":
         raise ValueError("a file, directory, glob, list of them, or data set")
     if isinstance(value, str) or 0 < value < 1:
@@ -151,9 +152,15 @@ def _steps(value: Any) -> int | str:
         steps = _integer(value)
     except ValueError:
         raise ValueError("a number of steps, or 'epoch'") from None
-    if steps < 1:
-        raise ValueError("at least 1 step, or 'epoch'")
+    if not 1 <= steps <= COUNT:
+        raise ValueError("from 1 to 10^12 steps, or 'epoch'")
     return steps
+
+
+def _warmup(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError("a share below 1, or a whole number of steps")
+    return value
 
 
 def _processes(value: Any) -> int | str:
@@ -200,8 +207,8 @@ def _shape(value: dict[str, int]) -> dict[str, int]:
         close = difflib.get_close_matches(unknown[0], SHAPE, 1)
         fix = f"did you mean model.shape.{close[0]}?" if close else f"name one of {', '.join(SHAPE)}"
         raise PartError(unknown[0], value[unknown[0]], f"one of the keys {', '.join(SHAPE)}", fix)
-    if any(number < 1 for number in value.values()):
-        raise ValueError("numbers of at least 1")
+    if any(not 1 <= number <= COUNT for number in value.values()):
+        raise ValueError("numbers from 1 to 10^12")
     return value
 
 
@@ -231,6 +238,7 @@ FORMS: dict[str, Callable[[Any], Any]] = {
     "checkpoint": _checkpoint,
     "steps": _steps,
     "processes": _processes,
+    "warmup": _warmup,
     "betas": _betas,
     "threshold": _threshold,
     "expectations": _expectations,

@@ -311,7 +311,8 @@ def _readable(value: str, multirun: bool = False) -> str:
 
 def _texts(value: str) -> str:
     """A list of texts, each as it stands; one that is quoted already stays."""
-    if any(sign in value for sign in "'\"") and _parses(f"x={value}"):
+    nested = re.search(r"(^|,)\s*\[[^\[\]]*\]\s*(,|$)", value[1:-1])  # a list in a list, which the judge refuses
+    if (nested or any(sign in value for sign in "'\"")) and _parses(f"x={value}"):
         return value
     parts = [part.strip() for part in value[1:-1].split(",") if part.strip()]
     return "[" + ",".join(part if part[:1] in ("'", '"') else quote(part) for part in parts) + "]"

@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune_cli.config.forms import PartError, convert
 from finetune_cli.config.options import Option, Tasks, build, near, options, options_of, sections
-from finetune_cli.config.schema import SCHEMAS, Experiment, TaskConfig, applies, condition_parts, out_of_range
+from finetune_cli.config.schema import SCHEMAS, Experiment, PredictConfig, TaskConfig, applies, condition_parts, out_of_range
 from finetune_cli.errors import UserError
 
 SHOWN = 5
@@ -86,6 +86,8 @@ def judge(
     problems += _not_applying(table, everything, where, user_set)
     if not issubclass(schema, Experiment):
         problems += _fixed_in_training(table, where, user_set)
+    if schema is PredictConfig:
+        problems += _of_no_input(table, where, user_set)
     if complete:
         problems += _missing(schema, everything, where)
     problems += _together_wrong(everything, where) + _unknown_allowed(everything, table, where)
@@ -185,6 +187,10 @@ def unknown_key(key: str, schema: type, tasks: Tasks, where: str, groups: Collec
     what = f"unknown key '{key}'"
     if key.split(".")[0] == "exp":
         return Problem(what, where, "begin the experiment's file with '# @package _global_', and add it with +exp=NAME")
+    tasks_with = [name for name, task in tasks.items() if key in options(task, "task.")]
+    if key in table and tasks_with:
+        listed = " or ".join(tasks_with)
+        return Problem(f"{what}: it is an option of task {listed}", where, f"leave it out, or task={' or task='.join(tasks_with)}")
     if owners:
         kept = "; it comes with the run" if "ckpt" in table and owners == ["train"] else ""
         return Problem(f"{what} for ftune {verb}", where, f"leave it out: only ftune {' and '.join(owners)} has it{kept}")
@@ -221,6 +227,14 @@ def _fixed_in_training(table: Mapping[str, Option], where: Callable[[str], str],
     ]
 
 
+def _of_no_input(table: Mapping[str, Option], where: Callable[[str], str], user_set: Collection[str]) -> list[Problem]:
+    return [
+        Problem(f"{key} is about labelled splits, and predict labels its input", where(key), "leave it out; input=FILE names the rows")
+        for key, option in table.items()
+        if key in user_set and option.metadata.get("splits")
+    ]
+
+
 def _missing(schema: type, values: Mapping[str, Any], where: Callable[[str], str]) -> list[Problem]:
     if values.get("ckpt") == "???":
         verb = next(name for name, cls in SCHEMAS.items() if cls is schema)
@@ -239,6 +253,10 @@ def _together_wrong(values: Mapping[str, Any], where: Callable[[str], str]) -> l
         problems.append(Problem("resume=auto does not know which run to go on with", where("resume"), fix))
     if values.get("optimizer.nesterov") is True and not values.get("optimizer.momentum"):
         problems.append(Problem("optimizer.nesterov needs momentum", where("optimizer.nesterov"), "set optimizer.momentum=0.9"))
+    lr, least = values.get("optimizer.lr"), values.get("optimizer.min_lr")
+    if lr is not None and least is not None and least > lr:
+        what = f"optimizer.min_lr is {least:g}, above optimizer.lr, {lr:g}: the rate would rise"
+        problems.append(Problem(what, where("optimizer.min_lr"), "set optimizer.min_lr below optimizer.lr, such as 0"))
     if values.get("device.name") == "cpu" and values.get("device.precision") == "fp16":
         problems.append(Problem("fp16 training needs CUDA", where("device.precision"), "device.precision=bf16, fp32 or auto"))
     if values.get("model.trust_remote_code") is True and not re.fullmatch(r"[0-9a-f]{40}", str(values.get("model.revision"))):

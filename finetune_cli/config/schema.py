@@ -14,6 +14,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum, StrEnum
 from typing import Any
 
+COUNT = 10**12
+"""More rows or steps than there are: every count ends here, so that none overflows."""
+
 
 def option(
     default: Any,
@@ -26,6 +29,7 @@ def option(
     path: bool = False,
     form: str = "",
     training: bool = False,
+    splits: bool = False,
 ) -> Any:
     """A field with a range (``above``/``below`` exclusive, ``least``/``most`` inclusive) and a condition.
 
@@ -33,9 +37,10 @@ def option(
     ``path`` marks values that name files: relative ones mean the directory the user stands in.
     ``form`` names, for values that a type cannot describe, how they must look (``config/forms.py``).
     ``training`` marks options whose effect is fixed once a model is trained: set by the user of another verb, they are an error.
+    ``splits`` marks options about the rows of train, validation and test: set by the user of ``predict``, they are an error.
     """
     bounds = {"above": above, "least": least, "below": below, "most": most}
-    metadata = {**bounds, "applies": applies, "path": path, "form": form, "training": training}
+    metadata = {**bounds, "applies": applies, "path": path, "form": form, "training": training, "splits": splits}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -189,11 +194,11 @@ class ModelConfig:
 class DataConfig:
     """Where the rows are and how to read them."""
 
-    train: Any = option(None, path=True, form="rows")
+    train: Any = option(None, path=True, form="rows", splits=True)
     """Training rows: file, directory, glob, list of them, shipped corpus (``reviews``), or hub dataset id."""
-    validation: Any = option(0.1, path=True, form="rows")
+    validation: Any = option(0.1, path=True, form="rows", splits=True)
     """Rows that choose the best checkpoint: as ``data.train``, a fraction to split off train, or null for none."""
-    test: Any = option(None, path=True, form="rows")
+    test: Any = option(None, path=True, form="rows", splits=True)
     """Rows scored once, after training: as ``data.train``, a fraction to split off train, or null for none."""
     text: Any = option(None, form="columns")
     """Column that holds the text; null infers it where there is one reading."""
@@ -201,9 +206,9 @@ class DataConfig:
     """Column of a second text, for tasks on pairs."""
     label: Any = option(None, form="columns")
     """Column of the label or target; a list of columns for several targets or several 0/1 labels."""
-    group: str | None = None
+    group: str | None = option(None, splits=True)
     """Column whose equal values stay in one split (one user, one document)."""
-    time: str | None = None
+    time: str | None = option(None, splits=True)
     """Column to split by time: the latest rows become validation and test."""
     format: DataFormat = DataFormat.auto
     """File format; auto goes by name and first bytes."""
@@ -227,23 +232,23 @@ class DataConfig:
     """Names of numbered labels: a list, or a file with one name a line; numbers count from 0, or from 1 where no 0 occurs."""
     label_delimiter: str | None = None
     """Splits one text cell into several labels (multi-label)."""
-    missing_labels: RowPolicy = RowPolicy.error
+    missing_labels: RowPolicy = option(RowPolicy.error, splits=True)
     """Rows of a labelled split without a label: an error, or dropped and counted."""
     max_length: int | None = option(None, least=4, most=1_000_000)
     """Longest input in tokens; null is the model's own limit. Longer rows are cut and counted."""
-    max_rows: int | None = option(None, least=1)
+    max_rows: int | None = option(None, least=1, most=COUNT, splits=True)
     """Use at most this many training rows, drawn by the seed."""
-    rows_per_label: int | None = option(None, least=1)
+    rows_per_label: int | None = option(None, least=1, most=COUNT, splits=True)
     """Use this many training rows of each label, drawn by the seed: a few-shot experiment."""
-    max_truncated: float = option(0.1, least=0, most=1)
+    max_truncated: float = option(0.1, least=0, most=1, splits=True)
     """Largest share of training rows that may be cut at ``data.max_length``."""
-    max_leaked: float = option(0.05, least=0, most=1)
+    max_leaked: float = option(0.05, least=0, most=1, splits=True)
     """Largest share of validation or test rows whose text also stands in train."""
-    max_conflicts: float = option(0.05, least=0, most=1)
+    max_conflicts: float = option(0.05, least=0, most=1, splits=True)
     """Largest share of training rows whose text also stands there with another label."""
-    max_empty: float = option(0.01, least=0, most=1)
+    max_empty: float = option(0.01, least=0, most=1, splits=True)
     """Largest share of rows with an empty text."""
-    max_unknown: float = option(0.2, least=0, most=1)
+    max_unknown: float = option(0.2, least=0, most=1, splits=True)
     """Largest share of tokens that the tokenizer does not know."""
 
 
@@ -267,7 +272,7 @@ class OptimizerConfig:
     """Nesterov momentum; needs ``optimizer.momentum`` above 0."""
     schedule: Schedule = Schedule.linear
     """Course of the learning rate after warmup."""
-    warmup: float = option(0.1, least=0)
+    warmup: float = option(0.1, least=0, most=COUNT, form="warmup")
     """Steps of linear warmup; below 1 a fraction of all steps."""
     min_lr: float = option(0.0, least=0, applies="optimizer.schedule=linear|cosine|polynomial")
     """Learning rate at the last step."""
@@ -309,7 +314,7 @@ class TrainSection:
 
     epochs: float = option(3.0, above=0, most=100_000)
     """Passes over the training rows; ignored where ``train.steps`` is set."""
-    steps: int | None = option(None, least=0)
+    steps: int | None = option(None, least=0, most=COUNT)
     """Optimizer steps in all; null: from ``train.epochs``; 0: the model as it begins is scored, saved and exported."""
     batch_size: int = option(32, least=1, most=10_000_000)
     """Rows per optimizer step, whatever the hardware."""
@@ -321,7 +326,7 @@ class TrainSection:
     """``shuffled``: plain random order; ``buckets``: rows of like length share a batch; auto: shuffled where nothing is padded."""
     monitor: str | None = None
     """Validation metric that picks the best checkpoint; null: the task's own."""
-    patience: int | None = option(None, least=1)
+    patience: int | None = option(None, least=1, most=COUNT)
     """Stop after this many scorings without a better ``train.monitor``; null never."""
     eval_every: Any = option("epoch", form="steps")
     """Score the validation rows every so many steps, or every ``epoch``."""
@@ -332,16 +337,22 @@ class TrainSection:
     on_spike: OnSpike = OnSpike.warn
     """Where a recorded loss jumps (3 times the median of the last 100, beyond their noise): ``warn``, ``stop`` (exit 4), or ``rewind``
     to the checkpoint before, leave out the rows since then, and go on; at most 3 times."""
-    keep: int = option(0, least=0)
+    keep: int = option(0, least=0, most=COUNT)
     """Checkpoints to keep besides best and last."""
 
 
 @dataclass(kw_only=True, slots=True)
-class RunConfig:
-    """Where the run directory goes."""
+class RootConfig:
+    """Where the runs are."""
 
     root: str = option("runs", path=True)
     """Directory that holds the runs."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig(RootConfig):
+    """Where the run directory goes."""
+
     name: str | None = None
     """End of the directory's name; null: experiment or task, and model."""
     dir: str | None = option(None, path=True)
@@ -398,7 +409,7 @@ class EvalConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RootConfig = field(default_factory=RootConfig)
     expect: dict[str, Any] = option({}, form="expectations")
     """Stated expectations on the metrics (of train: on test, else validation), such as ``expect.accuracy='>=0.8'``; missed: exit 3."""
     offline: bool = False
@@ -422,7 +433,7 @@ class PredictConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RootConfig = field(default_factory=RootConfig)
     offline: bool = False
     """Any attempt to reach the network is an error."""
 
@@ -433,11 +444,11 @@ class ReplayConfig:
 
     ckpt: Any = option("???", path=True, form="checkpoint")
     """A run, or a checkpoint in one."""
-    step: int | None = option(None, least=1)
+    step: int | None = option(None, least=1, most=COUNT)
     """The update to compute again, from the last checkpoint before it; null: the one that ``crash/`` tells of."""
     task: TaskConfig = field(default_factory=TaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RootConfig = field(default_factory=RootConfig)
     offline: bool = False
     """Any attempt to reach the network is an error."""
 

@@ -41,6 +41,8 @@ ELSEWHERE = (".xlsx", ".xls", ".ods", ".zip", ".bz2", ".xz", ".7z", ".pkl", ".np
 """Extensions of data that nothing here reads."""
 HUB_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")
 """What the hub's library writes beside the rows."""
+_NO_NAME = r"true|false|yes|no|on|off|null|none|[-+]?\.?(nan|inf|infinity)|[-+]?(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?"
+"""Words that YAML, or who types them, takes for a truth value, for nothing or for a number."""
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -100,6 +102,9 @@ def resolve(source: Any, *, key: str = "data.train", split: str = "train", notes
         return _corpus(text.removeprefix(corpora.SCHEME), split)
     if text.startswith("hub:"):
         return [_hub(text.removeprefix("hub:"), split)]
+    if text.lower().startswith("file:"):
+        path = re.sub(r"^file:(//(localhost)?(?=/))?", "", text, flags=re.IGNORECASE)
+        raise UserError(f"{text} is an address; a file is named by its path", where=key, fix=f"{key}={path}")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         raise UserError(f"{text} is an address on the network", where=key, fix="download the file first and give its path")
     return _path(text, key, split, notes)
@@ -126,6 +131,9 @@ def _path(text: str, key: str, split: str, notes: list[str]) -> list[File | Hub]
         or re.match(r"[A-Za-z]:[\\/]", text)
     ):
         raise missing(text, path, key)
+    if text == "-" or re.fullmatch(_NO_NAME, text, re.IGNORECASE):
+        what = f"{text} is no file here, and no name of a data set"
+        raise UserError(what, where=key, fix=f"{key}=FILE, or hub:{text} for a data set of that name" if text != "-" else f"{key}=FILE")
     if any(known.startswith(text + "/") for known in corpora.names()):
         return _corpus(text, split)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}", text):

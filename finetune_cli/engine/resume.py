@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -43,6 +44,24 @@ def wanted(config: TrainConfig) -> str | None:
     if config.run.dir is None:
         raise UserError("resume=auto needs to know the run directory", where="resume", fix="set run.dir=DIRECTORY")
     return config.run.dir if Run.exists(config.run.dir) else None
+
+
+def refuse_another_place(path: str, config: TrainConfig, user_set: Collection[str]) -> None:
+    """A run goes on where it is and under its name: refuse, by name, what the user says of another place."""
+    given = Path(os.path.realpath(os.path.expanduser(path)))
+    run = given.parent.parent if given.parent.name == "checkpoints" else given
+    if not Run.exists(run):
+        return
+    begun = saved.load(run / "config.yaml", tasks=task_configs()).run
+    here = {
+        "run.dir": config.run.dir is not None and os.path.realpath(config.run.dir) == str(run),
+        "run.name": config.run.name == begun.name,
+        "run.root": config.resume == "auto" or run.is_relative_to(os.path.realpath(config.run.root)),
+    }
+    for key, same in here.items():
+        if key in user_set and not same:
+            fix = f"leave {key} out, or start a new run from its weights: ftune train model.path={run} …"
+            raise UserError(f"the run goes on where it is, {run}, and {key} says otherwise", where=key, fix=fix)
 
 
 def open_run(path: str, *, keep: int) -> Resumed:

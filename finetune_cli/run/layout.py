@@ -52,6 +52,11 @@ def lacks_config(path: Path) -> bool:
     return not os.path.lexists(path / CONFIG) and os.path.isdir(path / CHECKPOINTS) and os.path.isfile(path / COMMAND)
 
 
+def run_around(path: Path) -> Path | None:
+    """The run that a file lies in, or would, wherever links lead it; None where it lies in none."""
+    return next((above for above in Path(os.path.realpath(path)).parents if is_run(above)), None)
+
+
 def root_of(path: Path) -> Path | None:
     """The root that a run of ours lies under, told by its name; None where the user chose the directory."""
     path = Path(os.path.abspath(path))

@@ -101,9 +101,19 @@ def test_a_file_without_rights(write: Any, refused: Any) -> None:
     assert "cannot be read" in refused(read, "a.csv", DataConfig()).what
 
 
-@pytest.mark.parametrize("address", ["https://x.org/a.csv", "s3://bucket/a.csv", "file:///etc/passwd", "hdfs://x/a.csv"])
+@pytest.mark.parametrize("address", ["https://x.org/a.csv", "s3://bucket/a.csv", "hdfs://x/a.csv"])
 def test_addresses_are_refused(write: Any, refused: Any, address: str) -> None:
     assert "download" in refused(read, address, DataConfig()).fix
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "file://localhost/etc/passwd", "file:/etc/passwd", "FILE:///etc/passwd"])
+def test_the_address_of_a_file_is_told_its_path(refused: Any, address: str) -> None:
+    assert refused(read, address, DataConfig()).fix == "data.train=/etc/passwd"
+
+
+@pytest.mark.parametrize("word", ["true", "No", "null", "nan", "-.inf", "-", "12", "1e5"])
+def test_words_that_are_values_are_no_data_sets(refused: Any, word: str) -> None:
+    assert "no name of a data set" in refused(read, word, DataConfig()).what
 
 
 @pytest.mark.parametrize("value", [3, True, {"a": 1}, " ", ""])

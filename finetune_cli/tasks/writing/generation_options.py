@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from finetune_cli.config.schema import TaskConfig, option
+from finetune_cli.config.schema import COUNT, TaskConfig, option
 
 CHATS = "task.format=auto|messages|sharegpt|alpaca|prompt"
 TEXTS = "task.format=auto|text"
@@ -70,7 +70,7 @@ class TextGenerationConfig(TaskConfig):
     """Draw each token by its probability; false takes the likeliest."""
     temperature: float = option(1.0, above=0, most=100, applies=SAMPLING)
     """Divides the logits before a token is drawn: below 1 is more careful."""
-    top_k: int | None = option(None, least=1, applies=SAMPLING)
+    top_k: int | None = option(None, least=1, most=COUNT, applies=SAMPLING)
     """Draw among the likeliest so many tokens; null: among all."""
     top_p: float = option(1.0, above=0, most=1, applies=SAMPLING)
     """Draw among the fewest tokens whose probabilities reach this sum."""
