@@ -19,7 +19,7 @@ from finetune_cli.engine.signals import stoppable
 from finetune_cli.engine.trainer import Trainer
 from finetune_cli.errors import UserError
 from finetune_cli.run import Run
-from finetune_cli.storage import REAL, json_bytes, write_whole
+from finetune_cli.storage import REAL, disk_trouble, json_bytes, write_whole
 from finetune_cli.world import Alone
 
 
@@ -39,7 +39,8 @@ def run(config: CheckConfig, invocation: Invocation) -> float | None:
     found = _ledger(train, prepared, trainer, disk)
     _say(found, prepared)
     if target is not None:
-        write_whole(REAL, target, json_bytes(found))
+        with disk_trouble(REAL, "writing the ledger", target, fix="free space on that disk, or name a ledger= on another"):
+            write_whole(REAL, target, json_bytes(found))
         console.say(f"written: {target}")
     elif not sys.stdout.isatty():
         print(json.dumps(found, ensure_ascii=False, default=str), flush=True)
