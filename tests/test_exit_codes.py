@@ -203,3 +203,16 @@ def test_5_memory_or_disk_that_ran_out(
     assert "bug" not in " ".join(told)
     status = json.loads((ran.run / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 5)
+
+
+def test_the_fix_names_the_run_or_none(train: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told to go on with a run that is not there."""
+    full = OSError(errno.EFBIG, "File too large")
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune_cli.storage.files.FileSystem.write", lambda *_: (_ for _ in ()).throw(full))
+        told = train("run.dir=early").fails(5)
+        assert "run the same command again" in told[-1] and "resume" not in told[-1]
+    patched = "finetune_cli.storage.Store._save"
+    monkeypatch.setattr(patched, lambda *_, **__: (_ for _ in ()).throw(full))
+    ran = train("run.dir=with spaces")
+    assert f"'resume={ran.run}'; last good checkpoint" in ran.fails(5)[-1]

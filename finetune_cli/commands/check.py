@@ -17,7 +17,7 @@ from finetune_cli.engine.prepared import Prepared, prepare
 from finetune_cli.engine.rehearsal import rehearse
 from finetune_cli.engine.signals import stoppable
 from finetune_cli.engine.trainer import Trainer
-from finetune_cli.errors import UserError
+from finetune_cli.errors import FtuneError, UserError
 from finetune_cli.run import Run
 from finetune_cli.storage import REAL, disk_trouble, json_bytes, write_whole
 from finetune_cli.world import Alone
@@ -34,6 +34,9 @@ def run(config: CheckConfig, invocation: Invocation) -> float | None:
             trainer = building.assembled(train, prepared, directory, None, Alone(stop))
             rehearse(trainer, train.device.memory_budget)
             disk = trainer.room_on_disk()[:2]
+        except FtuneError as error:
+            error.of_run(None)
+            raise
         finally:
             directory.abandon()
     found = _ledger(train, prepared, trainer, disk)

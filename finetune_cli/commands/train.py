@@ -79,6 +79,7 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
         directory.link_latest()
         return value
     except FtuneError as error:
+        error.of_run(str(directory.path) if began or resumed else None)
         if not began:
             if resumed is None:
                 directory.abandon()  # nothing is lost: no step was made
