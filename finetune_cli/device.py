@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from finetune_cli import machine
 from finetune_cli.config.schema import DeviceConfig, DeviceName, Precision
 from finetune_cli.errors import MachineError, UserError
 from finetune_cli.world import outside
@@ -228,9 +229,7 @@ def _threads(wanted: int | None) -> tuple[int, str]:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out, on the device or the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or machine.memory_ran_out(error)
 
 
 def no_room_for_one_row(tokens: int, plan: DevicePlan) -> MachineError:

@@ -5,9 +5,14 @@ An error is three lines: what was found, where it stands, how to mend it. Anythi
 
 from __future__ import annotations
 
+import re
+import shlex
 from enum import IntEnum
 
 from finetune_cli.said import sayable
+
+NAMED = re.compile(r"(\w[\w.]*=)RUN((?:/[\w/…-]+)?)")
+"""How a fix speaks of a run whose place it does not know: ``resume=RUN``."""
 
 
 class Exit(IntEnum):
@@ -36,6 +41,13 @@ class FtuneError(Exception):
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         super().__init__(what)
         self.what, self.where, self.fix = what, where, fix
+
+    def of_run(self, run: str | None) -> None:
+        """Let the fix name the run that it speaks of as RUN; None: nothing is left of it to go on with."""
+        if run is None:
+            self.fix = self.fix.replace("go on with resume=RUN", "run the same command again").partition("; last good checkpoint")[0]
+        else:
+            self.fix = NAMED.sub(lambda found: shlex.quote(f"{found[1]}{run}{found[2]}"), self.fix)
 
     def lines(self) -> list[str]:
         """At most three lines; line breaks inside a part are folded, so that data cannot add a line, nor steer the terminal."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -92,6 +93,17 @@ def test_what_would_stop_a_run_stops_the_check(keys: list[str], told: str, ftune
 def test_an_index_among_no_gpus_is_refused(ftune_inside: Ftune, rows: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "device.index" in ftune_inside("check", *rows, *TINY[:-1], "device.index=0").fails()[0]
+
+
+def test_a_ledger_that_does_not_fit_is_the_machines_fault(
+    ftune_inside: Ftune, rows: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(self: object, file: object, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("finetune_cli.storage.files.FileSystem.write", full)
+    told = ftune_inside("check", *rows, *TINY, "ledger=found.json").fails(5)
+    assert "writing the ledger: disk full" in told[0] and "ledger=" in told[-1] and "found.json" not in {p.name for p in tmp_path.iterdir()}
 
 
 def test_a_full_disk_is_told_before_training(ftune_inside: Ftune, rows: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

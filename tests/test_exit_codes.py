@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import json
 import math
+import shlex
 import signal
 import subprocess
 import sys
@@ -141,3 +144,95 @@ entry()
     ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, timeout=60, check=False)
     assert ended.returncode == code and b"Traceback" not in ended.stderr
     assert not (tmp_path / "run").exists()
+
+
+def in_a_shell(words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command in a new interpreter, its streams sent where the shell's words say."""
+    command = ["bash", "-c", f"exec {shlex.quote(sys.executable)} -m finetune_cli {words}"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+
+
+STREAMS = [
+    ("--version", "> /dev/full", 5, "standard output"),
+    ("train --help", "> /dev/full", 5, "standard output"),
+    ("train +exp=smoke --cfg job", "> /dev/full", 5, "standard output"),
+    ("--version", ">&- 2>&- <&-", 0, ""),
+    ("trani", "2> /dev/full", 2, ""),
+    ("trani", "2>&-", 2, ""),
+]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(("words", "streams", "code", "where"), STREAMS)
+def test_streams_that_are_full_or_closed(words: str, streams: str, code: int, where: str, tmp_path: Path) -> None:
+    """No bug of ours, and nothing on another stream than meant."""
+    ran = in_a_shell(f"{words} {streams}", tmp_path)
+    assert (ran.returncode, ran.stdout) == (code, "")
+    assert (f"where: {where}" in ran.stderr) if where else not ran.stderr
+
+
+def test_the_run_goes_on_with_all_streams_closed(corpus: Callable[..., Any], tmp_path: Path) -> None:
+    """None of its files lies on 0, 1 or 2; answers that would go nowhere are refused."""
+    rows, run = corpus(train=48), tmp_path / "run"
+    assert in_a_shell(" ".join(["train", *rows.keys, *SMALL, "run.dir=run", ">&- 2>&- <&-"]), tmp_path).returncode == 0
+    assert json.loads((run / "status.json").read_text())["state"] == "done" and "report:" in (run / "log.txt").read_text()
+    ran = in_a_shell(f"predict run input={rows.test} >&-", tmp_path)
+    assert ran.returncode == 2 and "where: standard output" in ran.stderr
+
+
+def test_5_a_result_that_cannot_be_written_hides_no_other_end(
+    train: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*words: Any, **how: Any) -> None:
+        if how.get("file") is None:
+            raise MachineError("the result cannot be written")
+        builtins.print(*words, **how)
+
+    monkeypatch.setattr("finetune_cli.commands.train.print", full, raising=False)
+    assert "cannot be written" in train("run.dir=done").fails(5)[0]
+    assert json.loads((tmp_path / "done/status.json").read_text())["exit_code"] == 0
+    assert "expect" in " ".join(train("expect.accuracy='>=1.01'").fails(3))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_5_memory_or_disk_that_ran_out(
+    error: Exception, train: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before the first step nothing is left; afterwards the run says how it ended."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune_cli.commands.train.prepare", fail)
+        train("run.dir=early").fails(5)
+        assert not (tmp_path / "early").exists()
+    monkeypatch.setattr("finetune_cli.commands.train.finish", fail)
+    ran = train("run.dir=late")
+    told = ran.fails(5)
+    assert "bug" not in " ".join(told)
+    status = json.loads((ran.run / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 5)
+
+
+def test_the_fix_names_the_run_or_none(train: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told to go on with a run that is not there."""
+    full = OSError(errno.EFBIG, "File too large")
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune_cli.storage.files.FileSystem.write", lambda *_: (_ for _ in ()).throw(full))
+        told = train("run.dir=early").fails(5)
+        assert "run the same command again" in told[-1] and "resume" not in told[-1]
+    patched = "finetune_cli.storage.Store._save"
+    monkeypatch.setattr(patched, lambda *_, **__: (_ for _ in ()).throw(full))
+    ran = train("run.dir=with spaces")
+    assert f"'resume={ran.run}'; last good checkpoint" in ran.fails(5)[-1]

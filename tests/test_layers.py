@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "finetune_cli"
 FLOORS = [
     "said collector",
     "errors",
-    "config storage randomness",
+    "config storage machine randomness",
     "device world run metrics baselines data encoded word_table console corpora",
     "tasks",
     "models adapters pooling packing batching snapshot",

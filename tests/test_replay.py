@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 import torch
 from ran import Ran
 
-from finetune_cli.engine.replay import halved
+from finetune_cli.commands.replay import _sentence
+from finetune_cli.engine.replay import Finding, halved
 from finetune_cli.tasks import get
 
 Ftune = Callable[..., Ran]
@@ -70,6 +72,14 @@ def test_what_cannot_be_replayed_is_said(ftune_inside: Ftune, tmp_path: Path) ->
     assert "no run" in ftune_inside("replay", run / "model", "step=1").fails(2)[0]
     assert "needs a run" in ftune_inside("replay").fails(2)[0]
     assert not (run / "crash").exists()
+
+
+def test_a_place_without_a_name_is_left_out() -> None:
+    """An overflow of the norm alone has no operator that returned nan, nor a parameter."""
+    finding = Finding(1, 0.5, math.inf, "the gradient norm is inf", np.arange(1), False, {"pass": "backward", "operator": None})
+    assert _sentence(finding, "row 1") == "step 1: the gradient norm is inf; rows: row 1; first in the backward pass"
+    named = replace(finding, place={"pass": "loss", "operator": "LogBackward0"})
+    assert _sentence(named, "row 1").endswith("; first in the loss, LogBackward0")
 
 
 def test_halving_finds_one_or_those_that_are_bad_only_together() -> None:

@@ -226,6 +226,15 @@ def test_a_full_disk_does_not_hide_how_the_run_ended() -> None:
         run.set_status("done", step=3, code=0)
 
 
+def test_a_run_that_was_removed_meanwhile_is_said_to_be_gone() -> None:
+    run = begun()
+    shutil.rmtree(run.path)
+    for write in (lambda: run.record(1, {"loss": 1.0}), lambda: run.store.save(3, {"a": b""}, best=True, meta={})):
+        with pytest.raises(MachineError, match=f"{run.path} is gone") as told:
+            write()
+        assert "free" not in told.value.fix
+
+
 def test_signs_of_life_are_cheap_and_ends_are_written_at_once() -> None:
     run = begun()
     run.set_status("running", step=3)
@@ -307,9 +316,19 @@ def test_the_second_process_is_refused_and_the_lock_is_freed_by_death() -> None:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match=f"in use by pid {other.pid} on"):
             Run.open(run.path).lock()
+        shutil.rmtree(run.path / "checkpoints")
+        with pytest.raises(UserError, match=f"no checkpoint yet: pid {other.pid} on .* is training it"):
+            find(str(run.path), root="runs")
+        (run.path / "config.yaml").unlink()
+        with pytest.raises(UserError, match=f"only just beginning: it is in use by pid {other.pid} on"):
+            find(str(run.path), root="runs")
+        (run.path / "config.yaml").touch()
     finally:
         other.kill()
         other.wait()
+    with pytest.raises(UserError) as told:
+        find(str(run.path), root="runs")
+    assert "resume=" in told.value.fix, "the dead train nothing"
     assert Run.open(run.path).lock().held
 
 

@@ -16,8 +16,9 @@ from difflib import get_close_matches
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from finetune_cli import __version__, collector
-from finetune_cli.errors import Exit, FtuneError, UserError
+from finetune_cli import __version__, collector, machine
+from finetune_cli.cli.streams import guard
+from finetune_cli.errors import Exit, FtuneError, MachineError, UserError
 from finetune_cli.said import without_secrets
 
 
@@ -54,6 +55,7 @@ _STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIG
 
 def entry() -> NoReturn:
     """What the installed command calls."""
+    guard()
     collector.rest(until="torch")
     atexit.register(_deaf)
     with _stopped_early():
@@ -63,6 +65,8 @@ def entry() -> NoReturn:
         except BrokenPipeError:  # ftune train --help | head
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = int(Exit.PIPE_CLOSED)
+        except MachineError as error:  # ftune train --help > /dev/full
+            code = tell(error)
     sys.exit(code)
 
 
@@ -85,8 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def tell(error: Exception, *, debug: bool = False) -> int:
     """Say on stderr how a command ended (of several ranks the first one speaks); its exit code. ``debug`` puts the traceback first."""
     frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, FtuneError):
-        lines, code = error.lines(), error.code
+    known = error if isinstance(error, FtuneError) else machine.fault(error)
+    if known is not None:
+        lines, code = known.lines(), known.code
     else:
         where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
         fix = "this is a bug of ftune; HYDRA_FULL_ERROR=1 shows the traceback"

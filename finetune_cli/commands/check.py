@@ -18,9 +18,9 @@ from finetune_cli.engine.prepared import Prepared, prepare
 from finetune_cli.engine.rehearsal import rehearse
 from finetune_cli.engine.signals import stoppable
 from finetune_cli.engine.trainer import Trainer
-from finetune_cli.errors import UserError
+from finetune_cli.errors import FtuneError, UserError
 from finetune_cli.run import Run, run_around
-from finetune_cli.storage import REAL, json_bytes, write_whole
+from finetune_cli.storage import REAL, disk_trouble, json_bytes, write_whole
 from finetune_cli.world import Alone
 
 _BEGINNING = b'{\n  "ready": true,\n  "task": '
@@ -38,13 +38,17 @@ def run(config: CheckConfig, invocation: Invocation) -> float | None:
             trainer = building.assembled(train, prepared, directory, None, Alone(stop))
             rehearse(trainer, train.device.memory_budget)
             disk = trainer.room_on_disk()[:2]
+        except FtuneError as error:
+            error.of_run(None)
+            raise
         finally:
             directory.abandon()
         stop.check()
     found = _ledger(train, prepared, trainer, disk)
     _say(found, prepared)
     if target is not None:
-        write_whole(REAL, target, json_bytes(found))
+        with disk_trouble(REAL, "writing the ledger", target, fix="free space on that disk, or name a ledger= on another"):
+            write_whole(REAL, target, json_bytes(found))
         console.say(f"written: {target}")
     elif not sys.stdout.isatty():
         print(json.dumps(found, ensure_ascii=False, default=str), flush=True)

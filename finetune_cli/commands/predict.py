@@ -41,6 +41,8 @@ def run(config: PredictConfig, invocation: Invocation) -> float | None:
     """Read, label, write window after window; each window is flushed before the next is read."""
     follow_if_outside(together.__name__)
     _refuse_other_forms(config.output)
+    if config.output is None and sys.__stdout__ is None:
+        raise UserError("standard output is closed: the answers would go nowhere", where="standard output", fix="output=FILE.jsonl")
     source = _source(config)
     _refuse_losses(config.output, source)
     with stoppable() as stop, worked_at(config, stop) as (opened, world):

@@ -101,8 +101,7 @@ def _sentence(finding: Finding, rows: str) -> str:
     if finding.wrong is None:
         return f"step {finding.step}: nothing is wrong with it here (loss {finding.loss:.6g}, gradient norm {finding.gradient_norm:.4g})"
     place = finding.place
-    at = place.get("module") or place.get("operator") or place.get("parameter") or "?"
+    at = place.get("module") or place.get("operator") or place.get("parameter")
+    first = f"first in the {place['pass']}" + ("" if place["pass"].endswith("s") else " pass") + (f", {at}" if at else "")
     more = ", and others too" if finding.others_too else ""
-    return f"step {finding.step}: {finding.wrong}; rows: {rows or 'any'}{more}; first in the {place['pass']} pass, {at}".replace(
-        "s pass", "s"
-    )
+    return f"step {finding.step}: {finding.wrong}; rows: {rows or 'any'}{more}; {first}"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import sys
 import tempfile
 import time
 import traceback
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
-from finetune_cli import adapters, checkpoint, console, metrics, models, tasks
+from finetune_cli import adapters, checkpoint, console, machine, metrics, models, tasks
 from finetune_cli.adapters import Adapter
 from finetune_cli.config import Invocation, TrainConfig, saved
 from finetune_cli.engine import building, environment, flight, resume, verify
@@ -24,7 +26,7 @@ from finetune_cli.engine.rehearsal import rehearse
 from finetune_cli.engine.resume import Resumed
 from finetune_cli.engine.signals import StopFlag, stoppable
 from finetune_cli.engine.together import gathered
-from finetune_cli.errors import Diverged, Exit, FtuneError, Interrupted, Stopped
+from finetune_cli.errors import Diverged, Exit, FtuneError, Interrupted, MachineError, Stopped
 from finetune_cli.run import Run, State
 from finetune_cli.storage import disk_trouble
 from finetune_cli.world import Alone, Group, follow_if_outside
@@ -61,24 +63,26 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
     prepared: Prepared | None = None
     world = Alone(stop)
     try:
-        if resumed is not None:
-            resume.refuse_edits(directory, resumed.checkpoint)
-            resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
-        prepared = prepare(config, invocation.user_set, resumed, stop)
-        world = gathered(prepared.device, stop, __name__)
-        world.share(Common(config, prepared.for_others(), directory.path, resumed.checkpoint if resumed else None))
-        trainer = building.assembled(config, prepared, directory, resumed, world, config_yaml=invocation.config_yaml)
-        rehearse(trainer, config.device.memory_budget)
-        _begin(config, invocation, prepared, trainer, resumed, stop)
-        began = True
-        with disk_trouble(directory.fs, "writing the run", directory.path, any_cause=False):
-            fit(trainer)
-            stop.trained()
-            value = finish(trainer, config, prepared.splits, prepared.table, prepared.data, prepared.expectations, prepared.ledger)
+        with machine.faults():
+            if resumed is not None:
+                resume.refuse_edits(directory, resumed.checkpoint)
+                resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
+            prepared = prepare(config, invocation.user_set, resumed, stop)
+            world = gathered(prepared.device, stop, __name__)
+            world.share(Common(config, prepared.for_others(), directory.path, resumed.checkpoint if resumed else None))
+            trainer = building.assembled(config, prepared, directory, resumed, world, config_yaml=invocation.config_yaml)
+            rehearse(trainer, config.device.memory_budget)
+            _begin(config, invocation, prepared, trainer, resumed, stop)
+            began = True
+            with disk_trouble(directory.fs, "writing the run", directory.path, any_cause=False):
+                fit(trainer)
+                stop.trained()
+                value = finish(trainer, config, prepared.splits, prepared.table, prepared.data, prepared.expectations, prepared.ledger)
         _close(directory, "done", trainer.state.step, Exit.DONE)
         directory.link_latest()
         return value
     except FtuneError as error:
+        error.of_run(str(directory.path) if began or resumed else None)
         if not began:
             if resumed is None:
                 directory.abandon()  # nothing is lost: no step was made
@@ -101,8 +105,9 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
     finally:
         world.abandon()
         stop.said()
-        if began:
-            print(directory.path, flush=True)
+        if began and directory.path.is_dir():
+            with suppress(MachineError) if sys.exc_info()[0] else nullcontext():  # a full stdout does not hide what ended the run
+                print(directory.path, flush=True)
 
 
 def _record_crash(trainer: Trainer | None, prepared: Prepared | None, directory: Run, error: BaseException) -> None:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from finetune_cli.errors import UserError
 from finetune_cli.run import layout
-from finetune_cli.storage import MANIFEST, REAL, Store, is_debris, parsed, pointed, read_regular
+from finetune_cli.storage import MANIFEST, REAL, Store, holder, is_debris, parsed, pointed, read_regular
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 FILE_ENDINGS = (
@@ -110,6 +110,8 @@ def _run(path: Path) -> Found:
     model = path / layout.MODEL
     if (model / MODEL_CONFIG).is_file():
         return Found(weights=model, run=path, config=_config(model, path), kind="run", checkpoint=None)
+    if who := holder(path / layout.LOCK):
+        raise UserError(f"the run has no checkpoint yet: {who} is training it", where=str(path), fix="wait for its first checkpoint")
     raise UserError("the run has no checkpoint yet", where=str(path), fix=f"go on with it: ftune train resume={path}")
 
 
@@ -221,6 +223,8 @@ def _not_a_folder(path: Path, typed: str) -> UserError:
 
 def _nothing_here(path: Path, typed: str) -> UserError:
     """A folder that is neither; the runs or models in it, or the run around it, are named."""
+    if who := holder(path / layout.LOCK):
+        raise UserError(f"the run is only just beginning: it is in use by {who}", where=str(path), fix="wait for it or stop it")
     inside = _runs(path) or [child for child in _children(path) if (child / MODEL_CONFIG).is_file()]
     around = [above for above in list(path.parents)[:2] if layout.is_run(above)]
     near = around or inside[::-1]

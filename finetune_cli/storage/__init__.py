@@ -27,7 +27,7 @@ from finetune_cli.storage.files import (
     write_new,
     write_whole,
 )
-from finetune_cli.storage.lock import Lock
+from finetune_cli.storage.lock import Lock, holder
 from finetune_cli.storage.records import json_bytes, json_line, parsed, plain, seal, unseal
 from finetune_cli.storage.store import HELD, MANIFEST, Store
 
@@ -46,6 +46,7 @@ __all__ = [
     "cleaned",
     "discard",
     "disk_trouble",
+    "holder",
     "human_bytes",
     "is_debris",
     "json_bytes",

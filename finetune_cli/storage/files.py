@@ -343,6 +343,11 @@ def cause(error: OSError) -> str:
 
 def machine_error(fs: FileSystem, doing: str, path: Path, error: OSError, *, needed: int = 0, fix: str = "") -> MachineError:
     """An ``OSError`` as a ``MachineError``: what was being done, why it failed, bytes needed and free."""
+    if error.errno == errno.ENOENT and not path.parent.is_dir():
+        gone = next(folder for folder in reversed(path.parents) if not folder.is_dir())
+        return MachineError(
+            f"{doing}: {gone} is gone", where=str(path), fix="leave the directory where it is, and run the same command again"
+        )
     sizes = [f"needs {human_bytes(needed)}"] if needed else []
     with contextlib.suppress(OSError):
         sizes.append(f"{human_bytes(fs.free(next(folder for folder in [path, *path.parents] if folder.is_dir())))} free")

@@ -96,6 +96,24 @@ class Lock:
         self.release()
 
 
+def holder(path: Path) -> str | None:
+    """Who holds the lock at ``path``, where that is a live process of this host; None where nobody is known to."""
+    try:
+        handle = os.open(path, os.O_RDWR | NO_FOLLOW | BINARY)
+    except OSError:
+        return None
+    try:
+        who = _holder(handle)
+        if not _alive(who):  # nobody is kept from a lock that is free
+            return None
+        _acquire(handle)
+    except OSError:
+        return who
+    finally:
+        os.close(handle)
+    return None
+
+
 def _holder(handle: int) -> str:
     os.lseek(handle, 0, os.SEEK_SET)
     return os.read(handle, 300).decode("utf-8", "replace").strip()
