@@ -121,8 +121,9 @@ def test_a_full_disk_after_training_is_exit_5(
         raise OSError(code, os.strerror(code), "here")
 
     monkeypatch.setattr(f"finetune_cli.engine.finish.{part}", full)
-    told = ftune_inside("train", *corpus(train=16, held_out=4).keys, *SMALL).fails(exit_code)
-    assert exit_code == 1 or errno.errorcode[code] in told[0] and "here" in told[1] and "resume=RUN" in told[2]
+    ran = ftune_inside("train", *corpus(train=16, held_out=4).keys, *SMALL)
+    told = ran.fails(exit_code)
+    assert exit_code == 1 or errno.errorcode[code] in told[0] and "here" in told[1] and f"resume={ran.run}" in told[2]
 
 
 def test_a_full_disk_ends_an_evaluation_with_exit_5(
