@@ -417,11 +417,13 @@ def test_resume_starts_from_the_saved_config(saved_run: Callable[..., Path], cal
 # sweeps -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_command_is_composed_once(calls: Calls, ftune_inside: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_is_composed_once(
+    calls: Calls, ftune_inside: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A tenth of a second each time; what Hydra runs is what was judged."""
     lines = []
     compose = ConfigLoaderImpl._load_configuration_impl
-    monkeypatch.setattr(logging.getLogger("hydra"), "level", logging.WARNING)  # else Hydra composes for its own debug lines
+    caplog.set_level(logging.WARNING, "hydra")  # else Hydra composes for its own debug lines
     monkeypatch.setattr(
         ConfigLoaderImpl, "_load_configuration_impl", lambda self, *given, **named: (lines.append(given), compose(self, *given, **named))[1]
     )
