@@ -158,7 +158,7 @@ def _steps(value: Any) -> int | str:
 
 
 def _warmup(value: float) -> float:
-    if value > 1 and value != int(value):
+    if value > 1 and value % 1 != 0:
         raise ValueError("a share below 1, or a whole number of steps")
     return value
 
