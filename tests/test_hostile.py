@@ -222,8 +222,15 @@ def a_pickle_as_resume_state(g: Ground) -> list[str]:
 @trap("run", code=0)
 def pickles_that_other_trainers_read(g: Ground) -> list[str]:
     for folder in (g.best, g.model, g.run):
-        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "random_states_0.pkl", ".metadata", "data.pkl"):
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "random_states_0.pkl", ".metadata", "data.pkl"):
             (folder / name).write_bytes(g.torch_pickled)
+    (g.model / "training_args.bin").write_bytes(g.torch_pickled)
+    return EVAL
+
+
+@trap("run", code=2, says="not in its manifest")
+def a_pickle_beside_the_weights(g: Ground) -> list[str]:
+    (g.best / "pytorch_model.bin").write_bytes(g.torch_pickled)
     return EVAL
 
 
@@ -1162,7 +1169,9 @@ def more_labels_than_the_head_has(g: Ground) -> list[str]:
 @trap("run", code=0)
 def labels_with_escapes(g: Ground) -> list[str]:
     facts = json.loads((g.best / "task.json").read_text())["facts"]
-    g.change(g.best / "task.json", facts={**facts, "labels": ["\x1b]0;evil\x07\x1b[2J", "\n\nerror: x\n<script>"]})
+    labels = ["\x1b]0;evil\x07\x1b[2J", "\n\nerror: x\n<script>"]
+    g.change(g.best / "task.json", facts={**facts, "labels": labels})
+    g.change(g.best / "config.json", id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)})
     return EVAL
 
 
