@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import re
 import sys
 import traceback
@@ -10,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from finetune_cli.errors import FtuneError, MachineError
-from finetune_cli.storage import cause, human_bytes
 
 NO_MEMORY = re.compile(
     r"can('t|not) allocate memory|not enough memory|out of memory|failed to map segment|std::bad_alloc|can't start new thread",
@@ -19,7 +19,7 @@ NO_MEMORY = re.compile(
 """What libraries say where memory, or the right to more of it, ran out."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """What only a disk raises."""
-_SPARE = [bytearray(16 << 20)]
+_SPARE = [mmap.mmap(-1, 16 << 20)]
 """Given back where memory ran out, so that the end can be told and written. Nobody touches it: it takes addresses, not memory."""
 
 
@@ -42,6 +42,8 @@ def fault(error: BaseException) -> MachineError | None:
         fix = "more memory; for training, device.memory_budget=GIB, a smaller data.max_length or a smaller model.path"
         return MachineError(what, where="the memory of this process", fix=fix)
     if isinstance(error, OSError) and error.errno in FULL:
+        from finetune_cli.storage import cause  # late: help is printed without it
+
         where = error.filename if isinstance(error.filename, str) else ""
         return MachineError(cause(error), where=where, fix="mend the disk or free space on it, then run it again")
     return None
@@ -64,6 +66,8 @@ def _limit() -> str:
     if sys.platform == "win32":
         return ""
     import resource
+
+    from finetune_cli.storage import human_bytes
 
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     return "" if most == resource.RLIM_INFINITY else f" (ulimit -v allows {human_bytes(most)})"
