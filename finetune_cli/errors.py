@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 from enum import IntEnum
 
 from finetune_cli.said import sayable
 
 NAMED = re.compile(r"(\w[\w.]*=)RUN((?:/[\w/…-]+)?)")
 """How a fix speaks of a run whose place it does not know: ``resume=RUN``."""
+
+STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+"""Signals that ask to stop: Ctrl-C first, then the preemptions."""
 
 
 class Exit(IntEnum):

@@ -18,7 +18,7 @@ from typing import NamedTuple, NoReturn
 
 from finetune_cli import __version__, collector, machine
 from finetune_cli.cli.streams import guard
-from finetune_cli.errors import Exit, FtuneError, MachineError, UserError
+from finetune_cli.errors import STOPS, Exit, FtuneError, MachineError, UserError
 from finetune_cli.said import without_secrets
 
 
@@ -50,7 +50,6 @@ start here:
 
 ftune VERB --help lists every option. Shell completion: eval "$(ftune -sc install=bash)"
 """
-_STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
 def entry() -> NoReturn:
@@ -169,7 +168,7 @@ def _stopped_early() -> Iterator[None]:
         os._exit(Exit.INTERRUPTED if interrupted else Exit.PREEMPTED)
 
     free = (signal.SIG_DFL, signal.default_int_handler)
-    held = {number: signal.signal(number, stop) for number in _STOPS if signal.getsignal(number) in free}
+    held = {number: signal.signal(number, stop) for number in STOPS if signal.getsignal(number) in free}
     try:
         yield
     finally:
@@ -179,5 +178,5 @@ def _stopped_early() -> Iterator[None]:
 
 def _deaf() -> None:
     """The exit code is decided: a signal during the interpreter's own end would only change it."""
-    for number in _STOPS:
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)

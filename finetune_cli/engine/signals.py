@@ -11,9 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from finetune_cli import console
-from finetune_cli.errors import Exit, Interrupted, Stopped
-
-PREEMPTIONS = ("SIGTERM", "SIGHUP", "SIGUSR1")
+from finetune_cli.errors import STOPS, Exit, Interrupted, Stopped
 
 
 class StopFlag:
@@ -69,13 +67,12 @@ def stoppable() -> Iterator[StopFlag]:
     flag = StopFlag()
     before = {}
     try:
-        for name in ("SIGINT", *PREEMPTIONS):
-            if hasattr(signal, name):
-                before[name] = signal.signal(getattr(signal, name), flag._receive)
+        for number in STOPS:
+            before[number] = signal.signal(number, flag._receive)
     except ValueError:  # not the main thread: signals stay with whoever owns them
         pass
     try:
         yield flag
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

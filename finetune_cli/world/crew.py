@@ -19,12 +19,10 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from finetune_cli import console
-from finetune_cli.errors import Exit, FtuneError, UserError
+from finetune_cli.errors import STOPS, Exit, FtuneError, UserError
 from finetune_cli.world.alone import Stopping
 from finetune_cli.world.group import Group, Lost
 
-STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
-"""Signals that ask to stop."""
 JOIN_SECONDS = 20.0
 """How long the leader waits for followers that have nothing left to do."""
 
