@@ -127,6 +127,16 @@ def mute() -> None:
     _screen.muted = True
 
 
+@contextmanager
+def unsaid() -> Iterator[None]:
+    """Around what will be said again."""
+    before, _screen.muted = _screen.muted, True
+    try:
+        yield
+    finally:
+        _screen.muted = before
+
+
 def attach(path: Path) -> None:
     """From now on also append everything said to this file, as plain text."""
     _screen.attach(path)
@@ -178,6 +188,7 @@ class Progress:
             self._bar = _live_bar(self.total, self.start)
             self._bar.start()
             _screen.live = self._bar.console
+            _screen.live.show_cursor()  # rich hides it, and a shell that gets the terminal back by Ctrl-Z would have none
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -418,6 +429,7 @@ class _Screen:
 
             console = _rich_console()
             with console.status(Text(text + " …")):
+                console.show_cursor()  # as for the bar
                 self.live = console
                 try:
                     self._write_log(text + " …")

@@ -156,6 +156,7 @@ STREAMS = [
     ("--version", "> /dev/full", 5, "standard output"),
     ("train --help", "> /dev/full", 5, "standard output"),
     ("train +exp=smoke --cfg job", "> /dev/full", 5, "standard output"),
+    ("train --info all", "> /dev/full", 5, "standard output"),
     ("--version", ">&- 2>&- <&-", 0, ""),
     ("trani", "2> /dev/full", 2, ""),
     ("trani", "2>&-", 2, ""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,23 @@ def test_a_name_of_another_format_is_refused_before_anything_is_read(name: str, 
     (model / "config.json").write_text('{"architectures": ["BertForSequenceClassification"], "model_type": "bert"}')
     error, where, fix = ftune_inside("predict", model, "input=nowhere.txt", f"output={name}").fails()
     assert "JSON Lines" in error and name in where and ".jsonl.gz" in fix
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process to kill here")
+def test_what_a_killed_prediction_left_is_gone_with_the_next(tmp_path: Path) -> None:
+    place, other = tmp_path / "a[1].jsonl", tmp_path / ".b.jsonl.unfinished-elsewhere-1"
+    other.write_bytes(b"of another file")
+    if not (pid := os.fork()):
+        with sink(str(place)) as out:
+            out.write(b"one\n")
+            out.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    (left,) = tmp_path.glob(".a*")
+    alive = left.with_name(left.name.replace(str(pid), str(os.getppid())))
+    alive.write_bytes(b"of a prediction that goes on")
+    written(place)
+    assert sorted(tmp_path.iterdir()) == sorted([alive, other, place])
 
 
 # not replaced ----------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import torch
 from ran import ROOT, Ran, labelled_rows, one_a_task, write_rows
 from safetensors.torch import load_file
 
+from finetune_cli.engine import trial
 from finetune_cli.engine.signals import StopFlag
 from finetune_cli.errors import Stopped
 from finetune_cli.world import Alone, Group, watch
@@ -87,6 +89,32 @@ def test_a_batch_dealt_out_has_the_gradient_of_the_batch(
     if compared == ["interact"]:
         ran = ftune_inside("train", f"+exp={name}", "train.steps=3", *small, "device.processes=2", "run.dir=two")
         assert "compared with each other" in ran.fails()[0]
+
+
+# -- one or several on a CPU ---------------------------------------------------------------------
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_long_run_tries_several_and_keeps_what_is_faster(
+    faster: bool, home: Path, ftune_inside: Ftune, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The trial changes nothing but the plan: the run is to the byte that of so many processes."""
+    keys = [f"data.train={home / 'train.csv'}", "data.text=text", "data.label=label", *SHORT, "device.threads=2", "train.steps=2"]
+    asked = ftune_inside("train", *keys, f"device.processes={1 + faster}", "run.dir=asked").ok()
+    monkeypatch.setattr(trial, "LEAST_UPDATES", 1)
+    monkeypatch.setattr(trial, "WORTH", 0.0)
+    monkeypatch.setattr(trial, "GAIN", 0.0 if faster else 1e9)
+    tried = ftune_inside("train", *keys, "run.dir=tried").ok()
+    plans = [json.loads((tmp_path / name / "manifest.json").read_text())["plan"]["device"] for name in ("asked", "tried")]
+    assert plans[1]["processes"] == 1 + faster == plans[0]["processes"]
+    assert re.search(r"tried: an update takes \S+ s in 2 processes, \S+ s in one", tried.err) and "tried" not in asked.err
+    assert plans[1]["reasons"]["processes"] in tried.err
+    same = [(tmp_path / name / "checkpoints" / "last" / "model.safetensors").read_bytes() for name in ("asked", "tried")]
+    assert same[0] == same[1]
+
+
+def test_a_short_run_tries_nothing(home: Path, ftune_inside: Ftune, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "seconds", None)
+    keys = [f"data.train={home / 'train.csv'}", "data.text=text", "data.label=label", *SHORT, "device.threads=2"]
+    assert "tried" not in ftune_inside("train", *keys).ok().err
 
 
 # -- whole runs ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import NamedTuple, NoReturn
 
 from finetune_cli import __version__, collector, machine
-from finetune_cli.cli.streams import guard
+from finetune_cli.cli.streams import guard, whole
 from finetune_cli.errors import STOPS, Exit, FtuneError, MachineError, UserError
 from finetune_cli.said import without_secrets
 
@@ -60,6 +60,8 @@ def entry() -> NoReturn:
     with _stopped_early():
         try:
             code = main()
+            if not code:
+                whole()
             sys.stdout.flush()
         except BrokenPipeError:  # ftune train --help | head
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -286,10 +286,11 @@ def _hydra_raises() -> Iterator[None]:
     root, argv, full = logging.getLogger(), sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     handlers, level, here = root.handlers[:], root.level, os.getcwd()
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    logging.raiseExceptions = False  # a stdout that is full is told once, at the end (``streams.whole``)
     try:
         yield
     finally:
-        sys.argv, root.handlers[:], root.level = argv, handlers, level
+        sys.argv, root.handlers[:], root.level, logging.raiseExceptions = argv, handlers, level, True
         GlobalHydra.instance().clear()
         os.chdir(here)
         if full is None:

@@ -30,6 +30,9 @@ def guard() -> None:
 class _Result(io.FileIO):
     """Standard output: whoever reads the result must learn that it is not whole. A reader that went away is no error."""
 
+    lost: MachineError | None = None
+    """Why something could not be written, for those whose writer hid it (Hydra's logging)."""
+
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
@@ -38,7 +41,15 @@ class _Result(io.FileIO):
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # what is left in buffers has somewhere to go
             what = f"the result cannot be written: {error.strerror}"
-            raise MachineError(what, where="standard output", fix="send it to a file with room, then run it again") from error
+            _Result.lost = lost = MachineError(what, where="standard output", fix="send it to a file with room, then run it again")
+            raise lost from error
+
+
+def whole() -> None:
+    """Raise MachineError where a part of the result was not written."""
+    sys.stdout.flush()
+    if _Result.lost is not None:
+        raise _Result.lost
 
 
 class _Said(io.FileIO):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import glob
 import gzip
 import io
 import os
 import re
+import socket
 import stat
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -199,7 +201,9 @@ def _stream(target: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def _whole(target: Path) -> Iterator[BinaryIO]:
     """A new file beside the target that takes its place at the end."""
-    unfinished = target.with_name(f".{target.name}.unfinished-{os.getpid()}")
+    mine = f".{target.name}.unfinished-{socket.gethostname()}-"
+    _clear_away(target.parent, mine)
+    unfinished = target.with_name(f"{mine}{os.getpid()}")
     try:
         file = open(unfinished, "wb")  # noqa: SIM115  # opened apart, so that its errors are the user's
     except OSError as error:
@@ -214,6 +218,19 @@ def _whole(target: Path) -> Iterator[BinaryIO]:
         raise MachineError(f"writing {target} failed: {error.strerror}", where="output", fix="free space, or another disk") from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _clear_away(folder: Path, begun: str) -> None:
+    """Remove what predictions into the same file left that were killed on this machine."""
+    for path in folder.glob(f"{glob.escape(begun)}*"):
+        pid = path.name.removeprefix(begun)
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            with suppress(OSError):
+                path.unlink()
+        except (OSError, ValueError):
+            continue
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import nn
 from finetune_cli import adapters, checkpoint, console, machine, metrics, models, tasks
 from finetune_cli.adapters import Adapter
 from finetune_cli.config import Invocation, TrainConfig, saved
-from finetune_cli.engine import building, environment, flight, resume, verify
+from finetune_cli.engine import building, environment, flight, resume, trial, verify
 from finetune_cli.engine.finish import attend, finish
 from finetune_cli.engine.loop import Trainer, fit
 from finetune_cli.engine.optimizer import warmup_steps
@@ -68,6 +68,8 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
                 resume.refuse_edits(directory, resumed.checkpoint)
                 resume.compare(saved.load(directory.config_path, tasks=tasks.task_configs()), config)
             prepared = prepare(config, invocation.user_set, resumed, stop)
+            if resumed is None:
+                prepared = replace(prepared, device=trial.chosen(config, prepared, directory, stop))
             world = gathered(prepared.device, stop, __name__)
             world.share(Common(config, prepared.for_others(), directory.path, resumed.checkpoint if resumed else None))
             trainer = building.assembled(config, prepared, directory, resumed, world, config_yaml=invocation.config_yaml)

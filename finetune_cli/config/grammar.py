@@ -243,6 +243,9 @@ def _refused(key: str, value: str, words: Vocabulary) -> Problem | None:
     if key == words.run_key() and value.startswith("[") and not os.path.lexists(value):
         what = f"{key}={value}: an ensemble of several runs is not supported by this version"
         return Problem(what, f"command line: {key}", "name one run")
+    if re.match(r"hydra\.sweeper\.params\b", key):  # none of it reaches OmegaConf: it cannot add to a dictionary that is null
+        fix = "sweep by the keys themselves, -m train.seed=1,2; or write it into the YAML of an experiment"
+        return Problem(f"{key} belongs into YAML", f"command line: {key}", fix)
     return None
 
 

@@ -293,7 +293,7 @@ class DeviceConfig:
     threads: int | None = option(None, least=1, most=4096)
     """CPU threads, of all processes together; null: every core that may be used."""
     processes: Any = option("auto", form="processes")
-    """Processes that share the work, one a GPU; auto: as many as there are GPUs, on a CPU one. ``torchrun`` sets it from outside."""
+    """Processes that share the work; auto: one a GPU; on a CPU one, unless a long run finds several faster. ``torchrun`` sets it."""
     deterministic: bool = False
     """Bit-equal runs on CUDA too, at some speed; the CPU always is."""
 

@@ -103,6 +103,7 @@ def assembled(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed
         saved=saved_plan["packed"] if saved_plan else None,
     )
     p.task.adjust(network)
+    models.keep_table_gradients(network)
     plan = world.share(batches(config, p, network, packed=isinstance(layout, Packed), layout=layout_told, saved_plan=saved_plan))
     plans = {"device": p.device.saved(), "batches": plan.saved()}
     if begun:

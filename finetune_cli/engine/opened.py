@@ -51,26 +51,14 @@ def open_model(
         checkpoint.verify_weights(found.weights)
     if found.kind == "run" and found.checkpoint is None:
         console.say("the run has no checkpoints: what it exported, model/, is used")
-    if known is not None and known.task != task.name:
-        raise UserError(
-            f"the checkpoint was trained for {known.task}", where=f"task={task.name}", fix=f"leave task out, or task={known.task}"
-        )
+    _refuse_another(known, task)
     config = ModelConfig(path=source.name)
     model_config = models.load_config(source, config, offline=offline)
-    kind = tasks.get(task.name)
     plan = device.find(where, known.plan["device"] if known else None).of(local_rank)
     plan.apply()
     tokenizer = models.load_tokenizer(source, config, offline=offline)
     with checkpoint.interpreting(found.weights):
-        opened_task = kind(task, known.facts if known else kind.facts_of(model_config), tokenizer)
-        opened_task.refuse_misfits(training=False)
-        opened_task.told_facts()
-        opened_task.configure(wanted := copy.deepcopy(model_config))
-        if known and wanted.num_labels != model_config.num_labels:
-            raise ValueError(f"{wanted.num_labels} labels for a head of {model_config.num_labels}")
-        if known and wanted.id2label != model_config.id2label:
-            said, held = (", ".join(map(str, named.id2label.values())) for named in (wanted, model_config))
-            raise ValueError(f"its labels are {said}, those of config.json {held}")
+        opened_task = _task(task, known, model_config, tokenizer)
         batches = BatchPlan(**known.plan["batches"]) if known else _plan()
     models.check_vocabulary(tokenizer, model_config, source.name)
     with console.working("loading the model"):
@@ -114,6 +102,28 @@ def _located(ckpt: str, *, root: str, offline: bool) -> tuple[Found, models.Sour
         here = "" if named else f"there is no run or model directory {source.name} here, nor {Path(root) / source.name}"
         offline = models.ask_hub(source, offline=offline, key="ckpt", here=here, near="" if named else str(near or ""))
     return found, source, offline
+
+
+def _refuse_another(known: Knowledge | None, task: TaskConfig) -> None:
+    """Raise UserError for a task that a checkpoint was not trained for."""
+    if known is not None and known.task != task.name:
+        what, fix = f"the checkpoint was trained for {known.task}", f"leave task out, or task={known.task}"
+        raise UserError(what, where=f"task={task.name}", fix=fix)
+
+
+def _task(config: TaskConfig, known: Knowledge | None, model_config: Any, tokenizer: Any) -> Task[Any]:
+    """The task as training left it. Raises ValueError where what it knows is not what the model's config says."""
+    kind = tasks.get(config.name)
+    task = kind(config, known.facts if known else kind.facts_of(model_config), tokenizer)
+    task.refuse_misfits(training=False)
+    task.told_facts()
+    task.configure(wanted := copy.deepcopy(model_config))
+    if known and wanted.num_labels != model_config.num_labels:
+        raise ValueError(f"{wanted.num_labels} labels for a head of {model_config.num_labels}")
+    if known and wanted.id2label != model_config.id2label:
+        said, held = (", ".join(map(str, named.id2label.values())) for named in (wanted, model_config))
+        raise ValueError(f"its labels are {said}, those of config.json {held}")
+    return task
 
 
 def _trained_on_hub(source: models.Source, config: ModelConfig, task: Task[Any], model_config: Any, *, offline: bool) -> nn.Module:

@@ -31,6 +31,7 @@ from finetune_cli.storage import (
     cleaned,
     discard,
     disk_trouble,
+    is_number,
     json_bytes,
     json_line,
     machine_error,
@@ -298,7 +299,7 @@ class Run:
     def timing(self) -> list[dict[str, Any]]:
         """The numbers in the records of timing.jsonl; of steps done again after a resume the last ones. What is spoilt is passed over."""
         records = reading.whole_lines(self.path / layout.TIMING)
-        numbers = [{key: value for key, value in record.items() if reading.number(value)} for record in records]
+        numbers = [{key: value for key, value in record.items() if is_number(value)} for record in records]
         return list({record["step"]: record for record in numbers if "step" in record}.values())
 
     # -- folders ---------------------------------------------------------------------------------------------------------------

@@ -51,13 +51,8 @@ def whole_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def number(value: Any) -> bool:
-    """Whether a value of such a file is a number to reckon with."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def hex_number(value: Any) -> bool:
-    """The same of a number in hex."""
+    """Whether a value of such a file is a number in hex to reckon with."""
     try:
         return math.isfinite(float.fromhex(value))
     except (ValueError, TypeError, OverflowError):

@@ -28,7 +28,7 @@ from finetune_cli.storage.files import (
     write_whole,
 )
 from finetune_cli.storage.lock import Lock, holder
-from finetune_cli.storage.records import json_bytes, json_line, parsed, plain, seal, unseal
+from finetune_cli.storage.records import is_number, json_bytes, json_line, parsed, plain, seal, unseal
 from finetune_cli.storage.store import HELD, MANIFEST, Store
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "holder",
     "human_bytes",
     "is_debris",
+    "is_number",
     "json_bytes",
     "json_line",
     "machine_error",

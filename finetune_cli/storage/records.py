@@ -56,6 +56,11 @@ def parsed(raw: bytes | str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of such a text is a number to reckon with."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 SEAL = re.compile(rb'(\{.*),\n "seal": "([0-9a-f]{64})"\n\}\n', re.DOTALL)
 
 

@@ -4,21 +4,17 @@ below which no answer is given. The numbers travel with the checkpoint whose sco
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from finetune_cli.storage import is_number
 
 if TYPE_CHECKING:
     import numpy as np
 
 QUALITY = ("ece", "log_loss", "brier")
 """What calibration is judged by."""
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value that anybody may have written is a number to reckon with."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Asked(Protocol):

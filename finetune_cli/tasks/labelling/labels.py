@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from finetune_cli.config.schema import TaskConfig, option
 from finetune_cli.errors import UserError
+from finetune_cli.storage import is_number
 from finetune_cli.tasks.figures import figure
-from finetune_cli.tasks.labelling.decisions import Decisions, chosen, is_number, settled
+from finetune_cli.tasks.labelling.decisions import Decisions, chosen, settled
 
 if TYPE_CHECKING:
     import numpy as np
