@@ -65,6 +65,22 @@ def test_a_gradient_that_is_not_finite(ftune_inside: Ftune, tmp_path: Path, monk
     assert math.isfinite(found["loss"]) and found["gradient_norm"] == "nan"
 
 
+def test_an_infinite_gradient_has_an_operator_too(ftune_inside: Ftune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slope of a root at nought is infinite, and comes to the weights as an infinity or, two added up, as NaN of another operator."""
+    task = get("text-classification")
+    real = task.label_loss
+
+    def steep(self: Any, outputs: Any, batch: Any) -> dict[str, torch.Tensor]:
+        nought = (outputs.logits - outputs.logits.detach()).sum()
+        return {name: value + torch.sqrt(nought) for name, value in real(self, outputs, batch).items()}
+
+    monkeypatch.setattr(task, "label_loss", steep)
+    _, run = poison.train(ftune_inside, tmp_path)
+    ran = ftune_inside("replay", run).ok()
+    assert ran.json["place"]["pass"] == "backward" and ran.json["place"]["operator"] == "SqrtBackward0"
+    assert "first in the backward pass, SqrtBackward0" in ran.err
+
+
 def test_what_cannot_be_replayed_is_said(ftune_inside: Ftune, tmp_path: Path) -> None:
     _, run = poison.train(ftune_inside, tmp_path)
     assert "no crash" in ftune_inside("replay", run).fails(2)[0]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune_cli.engine.trainer import Trainer
 from finetune_cli.errors import Diverged, FtuneError
@@ -96,7 +97,8 @@ def _outcome(trainer: Trainer, rows: np.ndarray) -> tuple[float, float, str | No
 
 def _place(trainer: Trainer, rows: np.ndarray) -> dict[str, Any]:
     """Where numbers that are not finite come up first: in the forward pass, in the loss, or in the backward pass."""
-    with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True), _watched(trainer.model) as seen:
+    back = _Backward()
+    with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True), _watched(trainer.model) as seen, back:
         warnings.simplefilter("ignore")
         try:
             loss, function = trainer.gradients(rows), None
@@ -105,11 +107,27 @@ def _place(trainer: Trainer, rows: np.ndarray) -> dict[str, Any]:
             function = told[1] if told else None
     found: dict[str, Any] = {"pass": "forward", **seen}
     if not seen:
-        found = {"pass": "loss" if loss is not None and not bool(torch.isfinite(loss)) else "backward", "operator": function}
+        where = "loss" if loss is not None and not bool(torch.isfinite(loss)) else "backward"
+        found = {"pass": where, "operator": back.first or function}
     grads = {name: p.grad for name, p in reversed(list(trainer.model.named_parameters())) if p.grad is not None}
     trainer.updater.drop_gradients()
     bad = next((name for name, grad in grads.items() if not bool(torch.isfinite(grad).all())), None)
     return found | ({"parameter": bad} if bad is not None and not seen else {})
+
+
+class _Backward(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """In the block, the first operator of the backward pass that gives an infinity or NaN; anomaly detection knows of NaN alone."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.first: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        if self.first is None and (node := torch._C._current_autograd_node()) is not None:
+            bad = any(tensor.numel() and not bool(torch.isfinite(tensor).all()) for tensor in _tensors(given))
+            self.first = node.name() if bad else None
+        return given
 
 
 @contextmanager

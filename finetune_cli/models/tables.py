@@ -22,7 +22,7 @@ _gradients: Any = WeakTensorKeyDictionary()
 
 
 def keep_table_gradients(model: nn.Module) -> None:
-    """Let the tables of a model keep the memory of their gradients; what they compute stays the same, to the bit where a pass looks up once.
+    """Let the tables of a model keep the memory of their gradients; what they compute is the same, to the bit where a pass looks up once.
 
     A table that another module shares is left alone: a language model's head gives every row a gradient.
     """
