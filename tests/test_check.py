@@ -101,12 +101,12 @@ def test_a_ledger_that_does_not_fit_is_the_machines_fault(
     def full(self: object, file: object, data: memoryview) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("finetune_cli.storage.files.FileSystem.write", full)
+    monkeypatch.setattr("finetune_cli.storage.system.FileSystem.write", full)
     told = ftune_inside("check", *rows, *TINY, "ledger=found.json").fails(5)
     assert "writing the ledger: disk full" in told[0] and "ledger=" in told[-1] and "found.json" not in {p.name for p in tmp_path.iterdir()}
 
 
 def test_a_full_disk_is_told_before_training(ftune_inside: Ftune, rows: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("finetune_cli.storage.files.FileSystem.free", lambda self, folder: 1000)
+    monkeypatch.setattr("finetune_cli.storage.system.FileSystem.free", lambda self, folder: 1000)
     assert "the disk will not suffice" in ftune_inside("check", *rows, *TINY).fails(5)[0]
     assert not (tmp_path / "runs").exists()

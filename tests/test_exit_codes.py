@@ -95,7 +95,7 @@ def test_5_no_memory_even_for_one_row(train: Callable[..., Ran], monkeypatch: py
 
 
 def test_5_a_full_disk(train: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_cli.storage.files.FileSystem.free", lambda self, path: 1000)
+    monkeypatch.setattr("finetune_cli.storage.system.FileSystem.free", lambda self, path: 1000)
     told = train().fails(5)
     assert "disk" in told[0]
 
@@ -230,7 +230,7 @@ def test_the_fix_names_the_run_or_none(train: Callable[..., Ran], monkeypatch: p
     """Nobody is told to go on with a run that is not there."""
     full = OSError(errno.EFBIG, "File too large")
     with monkeypatch.context() as patch:
-        patch.setattr("finetune_cli.storage.files.FileSystem.write", lambda *_: (_ for _ in ()).throw(full))
+        patch.setattr("finetune_cli.storage.system.FileSystem.write", lambda *_: (_ for _ in ()).throw(full))
         told = train("run.dir=early").fails(5)
         assert "run the same command again" in told[-1] and "resume" not in told[-1]
     patched = "finetune_cli.storage.Store._save"

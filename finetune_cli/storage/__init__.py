@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from finetune_cli.storage.background import Background
 from finetune_cli.storage.files import (
-    REAL,
     Content,
-    FileSystem,
     Sink,
-    cause,
     checked_name,
     cleaned,
     discard,
-    disk_trouble,
-    human_bytes,
     is_debris,
-    machine_error,
     make_folders,
     point,
     pointed,
@@ -30,6 +24,8 @@ from finetune_cli.storage.files import (
 from finetune_cli.storage.lock import Lock, holder
 from finetune_cli.storage.records import is_number, json_bytes, json_line, parsed, plain, seal, unseal
 from finetune_cli.storage.store import HELD, MANIFEST, Store
+from finetune_cli.storage.system import REAL, FileSystem
+from finetune_cli.storage.trouble import cause, disk_trouble, human_bytes, machine_error
 
 __all__ = [
     "HELD",

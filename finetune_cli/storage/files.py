@@ -1,8 +1,5 @@
-"""The file-system layer: every call that changes a disk, in one small class that a test can replace.
-
-On top of it, the ways ftune writes: a file or folder is made under a temporary name, synced, then renamed, so it is whole or
-absent after a kill or a power loss; a pointer is a relative link, or a small text file where links are not to be had. An
-``OSError`` becomes a ``MachineError`` that names file, cause and free space.
+"""The ways ftune writes: a file or folder is made under a temporary name, synced, then renamed, so that it is whole or absent after a kill
+or a power loss; a pointer is a relative link, or a small text file where links are not to be had.
 """
 
 from __future__ import annotations
@@ -16,108 +13,19 @@ import re
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from finetune_cli.errors import MachineError
+from finetune_cli.storage.system import BINARY, FileSystem
+from finetune_cli.storage.trouble import disk_trouble
 
 Content = bytes | Path | Callable[[BinaryIO], None]
 """What a new file holds: bytes, a file to copy, or a function that writes into a binary handle (big tensors, held only once)."""
 
 CHUNK = 1 << 20
 TEMPORARY = (".tmp-", ".trash-")
-NO_DIRECTORY_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 NO_LINKS = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
-BINARY = getattr(os, "O_BINARY", 0)
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-"""How a file of a run is opened: a link is not followed out of it, and a pipe in its place does not hang."""
-
-
-class FileSystem:
-    """The calls that change a disk (and two that ask). Tests subclass it to kill, fail or record at any of them."""
-
-    def mkdir(self, path: Path) -> None:
-        os.mkdir(path)
-
-    def create(self, path: Path) -> BinaryIO:
-        """A new, unbuffered file; the name must be free."""
-        return cast(BinaryIO, open(path, "xb", buffering=0))
-
-    def write(self, file: BinaryIO, data: memoryview) -> int:
-        return file.write(data)
-
-    def append(self, path: Path, data: bytes) -> None:
-        """Adds ``data`` at the end of a file, made if absent; it is out of this process when the call returns."""
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW | BINARY, 0o666)
-        try:
-            while data:
-                data = data[os.write(handle, data) :]
-        finally:
-            os.close(handle)
-
-    def truncate(self, path: Path, size: int) -> None:
-        os.truncate(path, size)
-
-    def allocate(self, path: Path, size: int) -> bool:
-        """A new file that really occupies ``size`` bytes; False where the platform cannot promise that."""
-        if not hasattr(os, "posix_fallocate"):
-            return False
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
-        try:
-            os.posix_fallocate(handle, 0, max(size, 1))
-        finally:
-            os.close(handle)
-        return True
-
-    def fsync(self, path: Path) -> None:
-        handle = os.open(path, (os.O_RDWR if os.name == "nt" else os.O_RDONLY) | BINARY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-    def fsync_dir(self, path: Path) -> None:
-        """Makes the names in a directory durable; skipped where the platform refuses to sync directories."""
-        if os.name == "nt":
-            return
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        except OSError as error:
-            if error.errno not in NO_DIRECTORY_SYNC:
-                raise
-        finally:
-            os.close(handle)
-
-    def rename(self, source: Path, path: Path) -> None:
-        os.rename(source, path)
-
-    def replace(self, source: Path, path: Path) -> None:
-        os.replace(source, path)
-
-    def link(self, source: Path, path: Path) -> None:
-        os.link(source, path)
-
-    def symlink(self, target: str, path: Path) -> None:
-        os.symlink(target, path, target_is_directory=True)
-
-    def unlink(self, path: Path) -> None:
-        os.unlink(path)
-
-    def rmtree(self, path: Path) -> None:
-        shutil.rmtree(path)
-
-    def free(self, path: Path) -> int:
-        """Bytes that this user may still write on the disk of ``path``."""
-        return shutil.disk_usage(path).free
-
-    def wait(self, seconds: float) -> None:
-        time.sleep(seconds)
-
-
-REAL = FileSystem()
 
 
 class Sink(io.RawIOBase):
@@ -309,68 +217,6 @@ def pointed(link: Path) -> str | None:
         return link.read_text("utf-8").strip() if link.is_file() and link.stat().st_size < 4096 else None
     except (OSError, ValueError):
         return None
-
-
-def human_bytes(count: float) -> str:
-    """A size for people, in powers of 1000."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-CAUSES = {
-    "ENOSPC": "disk full",
-    "EDQUOT": "disk quota used up",
-    "EROFS": "the file system is read-only",
-    "EIO": "input/output error",
-    "ESTALE": "the network file system lost the file",
-    "EACCES": "permission denied",
-    "EFBIG": "file size limit reached",
-}
-
-
-RUST = re.compile(r"\(os error (\d+)\)$")
-"""How a library in Rust (safetensors, tokenizers) tells an ``OSError`` in an error of its own."""
-
-
-def cause(error: OSError) -> str:
-    """The reason of an ``OSError`` in plain words, with its name."""
-    name = errno.errorcode.get(error.errno or 0, "")
-    return (CAUSES.get(name) or error.strerror or str(error)) + (f" ({name})" if name else "")
-
-
-def machine_error(fs: FileSystem, doing: str, path: Path, error: OSError, *, needed: int = 0, fix: str = "") -> MachineError:
-    """An ``OSError`` as a ``MachineError``: what was being done, why it failed, bytes needed and free."""
-    if error.errno == errno.ENOENT and not path.parent.is_dir():
-        gone = next(folder for folder in reversed(path.parents) if not folder.is_dir())
-        return MachineError(
-            f"{doing}: {gone} is gone", where=str(path), fix="leave the directory where it is, and run the same command again"
-        )
-    sizes = [f"needs {human_bytes(needed)}"] if needed else []
-    with contextlib.suppress(OSError):
-        sizes.append(f"{human_bytes(fs.free(next(folder for folder in [path, *path.parents] if folder.is_dir())))} free")
-    what = f"{doing}: {cause(error)}" + (f" ({', '.join(sizes)})" if sizes else "")
-    where = error.filename if isinstance(error.filename, str) else str(path)
-    return MachineError(what, where=where, fix=fix or "mend the disk or free space on it, then go on with resume=RUN")
-
-
-@contextlib.contextmanager
-def disk_trouble(fs: FileSystem, doing: str, path: Path, *, needed: int = 0, fix: str = "", any_cause: bool = True) -> Iterator[None]:
-    """Turns an ``OSError`` of the block into a ``MachineError``; not ``any_cause``: only one of a disk, others may be bugs."""
-    try:
-        yield
-    except OSError as error:
-        if not any_cause and errno.errorcode.get(error.errno or 0) not in CAUSES:
-            raise
-        raise machine_error(fs, doing, path, error, needed=needed, fix=fix) from error
-    except Exception as error:
-        found = RUST.search(str(error))
-        if found is None:
-            raise
-        told = OSError(int(found[1]), os.strerror(int(found[1])))
-        raise machine_error(fs, doing, path, told, needed=needed, fix=fix) from error
 
 
 def read_regular(path: Path, *, start: int = 0, size: int = -1) -> bytes:

@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Self
 
 from finetune_cli.errors import UserError
-from finetune_cli.storage.files import BINARY, NO_FOLLOW, cause
+from finetune_cli.storage.system import BINARY, NO_FOLLOW
+from finetune_cli.storage.trouble import cause
 
 BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 

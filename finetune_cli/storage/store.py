@@ -21,12 +21,9 @@ from typing import Any
 from finetune_cli.errors import MachineError, UserError
 from finetune_cli.storage.files import (
     Content,
-    FileSystem,
     checked_name,
     cleaned,
     discard,
-    disk_trouble,
-    human_bytes,
     point,
     pointed,
     read_regular,
@@ -36,6 +33,8 @@ from finetune_cli.storage.files import (
     write_new,
 )
 from finetune_cli.storage.records import plain, seal, unseal
+from finetune_cli.storage.system import FileSystem
+from finetune_cli.storage.trouble import disk_trouble, human_bytes
 
 MANIFEST = "manifest.json"
 FORMAT = 1
