@@ -95,6 +95,16 @@ def test_tables_that_a_head_shares_or_that_do_not_learn_are_left_alone() -> None
     assert own[0].weight.grad is None and own[0].weight not in tables._gradients  # type: ignore[index]
 
 
+def test_memory_is_given_back_when_nothing_is_left_to_learn() -> None:
+    _, kept = pair()
+    passes(kept, [[[1, 2]]])
+    weight, names = kept[0].weight, list(kept.state_dict())  # type: ignore[index]
+    models.drop_table_gradients(kept)
+    assert weight not in tables._gradients
+    models.let_go(kept)
+    assert list(kept.state_dict()) == names and not any(p.numel() for p in kept.parameters()) and weight.grad is None
+
+
 def test_a_run_is_the_same_to_the_byte(ftune_inside: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     keys = ["+exp=smoke", "train.steps=6", "device=cpu", "device.threads=1"]
     ftune_inside("train", *keys, "run.dir=kept").ok()

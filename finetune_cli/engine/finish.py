@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_cli import checkpoint, console, metrics, randomness, report
+from finetune_cli import checkpoint, console, metrics, models, randomness, report
 from finetune_cli.baselines import CONSTANT
 from finetune_cli.checkpoint import Knowledge
 from finetune_cli.config import TrainConfig
@@ -65,6 +65,7 @@ def finish(
         layout=trainer.layout if proved is trainer.model else None,
         limit=trainer.saver.knowledge.max_length,
     )
+    models.let_go(trainer.model)  # the stranger's process holds one now
     try:
         trainer.check()
         free = _baselines(trainer, splits, data, judged) if judged else {}
@@ -89,6 +90,7 @@ def _take_best(trainer: Trainer) -> Path:
     """Give every process the weights and facts of the best checkpoint; returns where it is."""
     run, world = trainer.run, trainer.world
     trainer.updater.release()
+    models.drop_table_gradients(trainer.model)
     best = run.store.best() or run.store.last()
     assert best is not None, "a finished run has a checkpoint"
     known = Knowledge.read(best)
@@ -105,6 +107,7 @@ def attend(trainer: Trainer, data: dict[str, Labelled]) -> None:
     """What a process that does not lead does of ``finish``: its share of the scoring."""
     world = trainer.world
     trainer.updater.release()
+    models.drop_table_gradients(trainer.model)
     trainer.know(world.share({}))
     world.same(trainer.model)
     for name in world.share([""]):

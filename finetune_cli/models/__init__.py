@@ -12,6 +12,7 @@ from finetune_cli.models.execution import (
     attend_by,
     bytes_on_disk,
     checkpoint_gradients,
+    let_go,
     never_wait,
     parameters,
 )
@@ -21,7 +22,7 @@ from finetune_cli.models.loading import load, load_config, load_exact, not_finit
 from finetune_cli.models.saving import save_without_tensors, saved_tensors
 from finetune_cli.models.scratch import build, family, train_tokenizer
 from finetune_cli.models.source import BUNDLED, BUNDLED_HUB_ID, Source, locate, of_run
-from finetune_cli.models.tables import keep_table_gradients
+from finetune_cli.models.tables import drop_table_gradients, keep_table_gradients
 from finetune_cli.models.tokenizer import check_vocabulary, length_limit, load_tokenizer, tokenizer_digest
 
 __all__ = [
@@ -36,9 +37,11 @@ __all__ = [
     "bytes_on_disk",
     "check_vocabulary",
     "checkpoint_gradients",
+    "drop_table_gradients",
     "family",
     "keep_table_gradients",
     "length_limit",
+    "let_go",
     "load",
     "load_config",
     "load_exact",

@@ -74,6 +74,13 @@ def bytes_on_disk(model: nn.Module) -> tuple[int, int]:
     return 3 * sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
+def let_go(model: nn.Module) -> None:
+    """Free the weights of a model that nobody will ask again; their names stay."""
+    for parameter in model.parameters():
+        if type(parameter.data) is torch.Tensor:  # what quantised weights hold is theirs to free
+            parameter.data, parameter.grad = parameter.data.new_empty(0), None
+
+
 def parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) parameters."""
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]

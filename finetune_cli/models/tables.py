@@ -34,6 +34,12 @@ def keep_table_gradients(model: nn.Module) -> None:
             module.forward = MethodType(_looked_up, module)  # type: ignore[method-assign]
 
 
+def drop_table_gradients(model: nn.Module) -> None:
+    """Give the memory back: no further update will be made."""
+    for weight in model.parameters():
+        _gradients.pop(weight, None)
+
+
 def _looked_up(table: nn.Embedding, ids: Tensor) -> Tensor:
     """The forward of such a table: ids int64 [...], result [..., H]."""
     weight = table.weight
