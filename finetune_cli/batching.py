@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from finetune_cli import randomness
-from finetune_cli.config.schema import Order
+from finetune_cli.config.choices import Order
 from finetune_cli.encoded import Ragged
 
 POOL = 50

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from finetune_cli import machine
-from finetune_cli.config.schema import DeviceConfig, DeviceName, Precision
+from finetune_cli.config.choices import DeviceName, Precision
+from finetune_cli.config.schema import DeviceConfig
 from finetune_cli.errors import MachineError, UserError
 from finetune_cli.world import outside
 

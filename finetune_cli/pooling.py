@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from finetune_cli.config.schema import ModelConfig, Pooling
+from finetune_cli.config.choices import Pooling
+from finetune_cli.config.schema import ModelConfig
 from finetune_cli.errors import UserError
 
 ALPHA = 1e4

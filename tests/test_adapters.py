@@ -20,7 +20,7 @@ from finetune_cli import adapters, models, packing
 from finetune_cli.adapters import targets
 from finetune_cli.batching import Padded
 from finetune_cli.config import ModelConfig, OptimizerConfig
-from finetune_cli.config.schema import AdapterName, Quantised
+from finetune_cli.config.choices import AdapterName, Quantised
 from finetune_cli.encoded import Ragged
 from finetune_cli.engine import loop
 from finetune_cli.engine.optimizer import Updater

@@ -13,7 +13,7 @@ from torch import nn
 from finetune_cli import packing
 from finetune_cli.batching import Padded
 from finetune_cli.config import DeviceConfig
-from finetune_cli.config.schema import DeviceName, Precision
+from finetune_cli.config.choices import DeviceName, Precision
 from finetune_cli.device import find
 from finetune_cli.encoded import Ragged
 from finetune_cli.packing import Packed

@@ -15,7 +15,8 @@ from ran import THINGS, Ran, labelled_rows, write_rows
 from torch.nn import functional as F
 
 from finetune_cli import metrics
-from finetune_cli.config.schema import DataConfig, RowPolicy
+from finetune_cli.config.choices import RowPolicy
+from finetune_cli.config.schema import DataConfig
 from finetune_cli.data import read
 from finetune_cli.errors import UserError
 from finetune_cli.metrics import better

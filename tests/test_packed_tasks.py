@@ -436,7 +436,7 @@ def test_gradient_checkpointing_recomputes_the_same(family: str, head: str, chat
 @pytest.mark.parametrize(("fixture", "name"), [("chat", "llama"), ("chat", "gpt2"), ("fills", "modernbert"), ("entities", "bert")])
 def test_adapters_train_alike(fixture: str, name: str, dora: bool, request: pytest.FixtureRequest) -> None:
     from finetune_cli import adapters
-    from finetune_cli.config.schema import AdapterName
+    from finetune_cli.config.choices import AdapterName
 
     case = request.getfixturevalue(fixture)
     shapes = {"bert": ("Bert", ENCODERS["Bert"]), "modernbert": ("ModernBert", MODERNBERT), **INTERFACE}

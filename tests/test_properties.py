@@ -29,8 +29,9 @@ from finetune_cli.adapters.adapter import _read_config
 from finetune_cli.adapters.base import Base
 from finetune_cli.checkpoint import Knowledge
 from finetune_cli.config import saved
+from finetune_cli.config.choices import DataFormat
 from finetune_cli.config.options import options_of
-from finetune_cli.config.schema import DataConfig, DataFormat
+from finetune_cli.config.schema import DataConfig
 from finetune_cli.data import texts
 from finetune_cli.data.readers import read
 from finetune_cli.engine import resume

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from finetune_cli import console, models, randomness
 from finetune_cli.adapters import quantised, targets
 from finetune_cli.adapters.base import BASE_FILE, Base
-from finetune_cli.config.schema import AdapterName, ModelConfig, Quantised, out_of_range
+from finetune_cli.config.choices import AdapterName, Quantised
+from finetune_cli.config.schema import ModelConfig, out_of_range
 from finetune_cli.errors import UserError
 from finetune_cli.models import Source
 from finetune_cli.storage import parsed

@@ -21,7 +21,8 @@ from torch import nn
 
 from finetune_cli import models
 from finetune_cli.adapters.quantised import numbers
-from finetune_cli.config.schema import ModelConfig, Quantised
+from finetune_cli.config.choices import Quantised
+from finetune_cli.config.schema import ModelConfig
 from finetune_cli.errors import UserError
 from finetune_cli.models import Source
 from finetune_cli.storage import parsed

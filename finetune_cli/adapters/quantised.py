@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune_cli.config.schema import Quantised
+from finetune_cli.config.choices import Quantised
 from finetune_cli.errors import UserError
 
 

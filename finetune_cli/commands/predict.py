@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 
 from finetune_cli import console
 from finetune_cli.config import Invocation, PredictConfig
-from finetune_cli.config.schema import DataFormat
+from finetune_cli.config.choices import DataFormat
 from finetune_cli.data import Caution, Rows, stream, texts
 from finetune_cli.data.rows import count
 from finetune_cli.data.sources import SUFFIXES, File, resolve, suffix_of

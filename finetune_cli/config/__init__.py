@@ -5,29 +5,31 @@ What is imported from here is plain dataclasses, so that every floor above may u
 
 from __future__ import annotations
 
+from finetune_cli.config.choices import (
+    DataFormat,
+    DeviceName,
+    ExtraFields,
+    OptimizerName,
+    Order,
+    Pooling,
+    Precision,
+    Quoting,
+    RowPolicy,
+    Schedule,
+    Split,
+)
 from finetune_cli.config.invocation import Invocation
 from finetune_cli.config.schema import (
     SCHEMAS,
     CheckConfig,
     DataConfig,
-    DataFormat,
     DeviceConfig,
-    DeviceName,
     EvalConfig,
-    ExtraFields,
     ModelConfig,
     OptimizerConfig,
-    OptimizerName,
-    Order,
-    Pooling,
-    Precision,
     PredictConfig,
-    Quoting,
     ReplayConfig,
-    RowPolicy,
     RunConfig,
-    Schedule,
-    Split,
     TaskConfig,
     TrainConfig,
     TrainDeviceConfig,

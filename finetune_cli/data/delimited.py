@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from finetune_cli.config.schema import DataConfig, DataFormat, ExtraFields, Quoting
+from finetune_cli.config.choices import DataFormat, ExtraFields, Quoting
+from finetune_cli.config.schema import DataConfig
 from finetune_cli.data.encoding import LONGEST_CELL, Text
 from finetune_cli.data.header import column_names
 from finetune_cli.data.rows import BATCH, BYTES, NAMED, Caution, Rows, count, listed, of_table

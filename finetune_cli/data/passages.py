@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from finetune_cli.config.schema import DataConfig, DataFormat
+from finetune_cli.config.choices import DataFormat
+from finetune_cli.config.schema import DataConfig
 from finetune_cli.data.labels import texts
 from finetune_cli.data.roles import Roles
 from finetune_cli.data.rows import CHUNK, Rows, count

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from finetune_cli.config.schema import DataConfig, DataFormat
+from finetune_cli.config.choices import DataFormat
+from finetune_cli.config.schema import DataConfig
 from finetune_cli.data.columnar import read_arrow, read_parquet
 from finetune_cli.data.conll import looks_like_columns, read_conll
 from finetune_cli.data.delimited import DELIMITERS, read_delimited

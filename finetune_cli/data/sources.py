@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_cli import corpora
-from finetune_cli.config.schema import DataFormat
+from finetune_cli.config.choices import DataFormat
 from finetune_cli.data.rows import Caution, count, listed
 from finetune_cli.errors import UserError
 

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune_cli.config.schema import DataConfig, DataFormat, RowPolicy
+from finetune_cli.config.choices import DataFormat, RowPolicy
+from finetune_cli.config.schema import DataConfig
 from finetune_cli.data.grouping import group_codes, shared_groups, times
 from finetune_cli.data.labels import has_several_labels, label_cells, missing
 from finetune_cli.data.parallel import partnered

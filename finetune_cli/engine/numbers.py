@@ -11,7 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from finetune_cli import console
-from finetune_cli.config.schema import OnSpike
+from finetune_cli.config.choices import OnSpike
 from finetune_cli.engine.timetable import State
 from finetune_cli.errors import Diverged
 

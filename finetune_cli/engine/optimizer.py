@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune_cli.config.schema import OptimizerConfig, OptimizerName, Schedule
+from finetune_cli.config.choices import OptimizerName, Schedule
+from finetune_cli.config.schema import OptimizerConfig
 from finetune_cli.errors import Diverged, UserError
 
 FUSED = (OptimizerName.adamw, OptimizerName.adam, OptimizerName.sgd, OptimizerName.adagrad)

@@ -11,7 +11,8 @@ from typing import Any
 
 from finetune_cli import console
 from finetune_cli.config import saved
-from finetune_cli.config.schema import OnSpike, TrainConfig, leaves
+from finetune_cli.config.choices import OnSpike
+from finetune_cli.config.schema import TrainConfig, leaves
 from finetune_cli.errors import UserError
 from finetune_cli.run import Run
 from finetune_cli.tasks import task_configs

@@ -15,7 +15,8 @@ from torch.profiler import record_function
 from finetune_cli import console, metrics, models, randomness
 from finetune_cli.batching import BatchPlan, epoch_order, micro_batches
 from finetune_cli.checkpoint import Knowledge, Saver, load_state, load_weights
-from finetune_cli.config.schema import OnSpike, OptimizerConfig, TrainSection
+from finetune_cli.config.choices import OnSpike
+from finetune_cli.config.schema import OptimizerConfig, TrainSection
 from finetune_cli.device import DevicePlan, no_room_for_one_row, out_of_memory
 from finetune_cli.engine import verify
 from finetune_cli.engine.ahead import Ahead, Update, helps

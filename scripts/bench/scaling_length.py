@@ -46,7 +46,8 @@ def steps_job(start: str, lengths: list[int], tokens: int, rounds: int, steps: i
     """Time steps of every length and layout, over and over."""
     import torch
 
-    from finetune_cli.config.schema import DeviceConfig, DeviceName
+    from finetune_cli.config.choices import DeviceName
+    from finetune_cli.config.schema import DeviceConfig
     from finetune_cli.device import find
 
     plan = find(DeviceConfig(name=DeviceName(device)))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_cli.config.schema import DataConfig, DataFormat
+from finetune_cli.config.choices import DataFormat
+from finetune_cli.config.schema import DataConfig
 from finetune_cli.data import read, stream
 from finetune_cli.data.conll import looks_like_columns
 from finetune_cli.errors import UserError

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_cli.config.schema import DataConfig, DataFormat, ExtraFields, Quoting
+from finetune_cli.config.choices import DataFormat, ExtraFields, Quoting
+from finetune_cli.config.schema import DataConfig
 from finetune_cli.data import Caution, Rows, read
 from finetune_cli.data import rows as rows_module
 

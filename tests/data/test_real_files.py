@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from finetune_cli.config.schema import DataConfig, ExtraFields
+from finetune_cli.config.choices import ExtraFields
+from finetune_cli.config.schema import DataConfig
 from finetune_cli.data import label_cells, load_splits, read, targets
 
 HOME = Path(os.environ.get("FTUNE_DATA", "/nonexistent"))

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from finetune_cli.config.schema import DataConfig, RowPolicy
+from finetune_cli.config.choices import RowPolicy
+from finetune_cli.config.schema import DataConfig
 from finetune_cli.data import label_cells, load_splits
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from finetune_cli.config.schema import DataConfig, DataFormat
+from finetune_cli.config.choices import DataFormat
+from finetune_cli.config.schema import DataConfig
 from finetune_cli.data import read, stream
 from finetune_cli.data.encoding import Text
 from finetune_cli.errors import UserError

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune_cli.config.schema import DataConfig, RowPolicy
+from finetune_cli.config.choices import RowPolicy
+from finetune_cli.config.schema import DataConfig
 from finetune_cli.errors import UserError
 
 if TYPE_CHECKING:
