@@ -126,6 +126,10 @@ def install(model: Any, *, first_only: bool) -> None:
     base.forward = MethodType(forward, base)
 
 
+SHORT = 64
+"""Tokens up to which PyTorch's kernel is slower in bf16 on a CPU than two products and a softmax."""
+
+
 # -- the forward pass ----------------------------------------------------------------------------
 def encode(base: Any, family: Family, packing: Packing, input_ids: Tensor, token_type_ids: Tensor | None, *, first_only: bool) -> Tensor:
     """Hidden states of a packed row [1, N]: [N, H], or [B, H] of the first tokens alone."""
@@ -175,7 +179,8 @@ def _layer(block: Block, heads: int, x: Tensor, packing: Packing, dropout: Dropo
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: nn.Dropout, dropout: Dropout) -> Tensor:
     """softmax(q k^T) v inside each sample of a group; [rows, heads, tokens, head size]."""
     p = dropout.rate(rate)
-    if not p or q.device.type != "cpu":
+    by_hand = q.device.type == "cpu" and (p or (q.dtype == torch.bfloat16 and q.shape[2] <= SHORT))
+    if not by_hand:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype), dropout_p=p)
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3)).float()
     weights = torch.softmax(scores if bias is None else scores + bias, -1)
