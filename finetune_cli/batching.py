@@ -30,6 +30,8 @@ SHARES = 4
 """Batches that each thread of a crew gets at least, where the rows are enough for it."""
 LEAST_TOKENS = 512
 """No batch is made smaller than this for the sake of a crew."""
+LIKE = 64
+"""Tokens of its batches are a multiple of this, as packed rows are on a CPU, so that most are of one size, and matrix products known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,7 @@ def inference_batches(lengths: np.ndarray, *, plan: BatchPlan, crew: int = 1) ->
     """
     tokens = plan.inference_tokens
     if crew > 1:
-        share = int(lengths.sum()) // (crew * SHARES)
+        share = padded(int(lengths.sum()) // (crew * SHARES), LIKE)
         tokens = min(tokens, max(share, LEAST_TOKENS))
     return cut(np.argsort(-lengths, kind="stable"), lengths, tokens, packed=plan.packed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import subprocess
@@ -417,6 +418,29 @@ def test_order_of_outputs_is_the_order_of_rows(make: Make, packed: bool) -> None
             trainer.task, trainer.model, alone, layout=trainer.layout, plan=trainer.plan, device=trainer.device, check=trainer.check
         )
         np.testing.assert_allclose(together.outputs["logits"][i], one.outputs["logits"][0], atol=1e-5)
+
+
+@pytest.mark.parametrize("stop", [None, 3])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_casts_of_weights_do_not_outlive_a_scoring(make: Make, threads: int, stop: int | None) -> None:
+    """In bf16 weights are cast once for all batches; whether or not they all ended, the next answers are those of the weights of then."""
+    trainer = make("casts", precision="bf16")
+    data, device = examples(90, 3), replace(trainer.device, threads=threads)
+
+    def answers(model: Any, check: Any = trainer.check) -> np.ndarray:
+        found = infer(trainer.task, model, data, layout=trainer.layout, plan=trainer.plan, device=device, check=check)
+        return np.asarray(found.outputs["logits"])
+
+    before = answers(trainer.model)
+    if stop is not None:
+        with pytest.raises(Stopped):
+            answers(trainer.model, Stop(stop))
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.mul_(1.5)
+    now, other = answers(trainer.model), answers(copy.deepcopy(trainer.model))
+    torch.set_num_threads(trainer.device.threads)
+    assert np.array_equal(now, other) and not np.allclose(now, before, rtol=1e-2)
 
 
 @pytest.mark.parametrize(

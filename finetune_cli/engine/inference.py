@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -87,9 +88,12 @@ def infer(
     stopped: Stopped | None = None
     try:
         try:
-            for done in _in_order(run, batches[world.rank :: world.size] if world else batches, check, crew=crew, threads=threads):
-                for indices, (outputs, sums, weights) in done:
-                    collector.add(indices, outputs, sums, weights)
+            mine = batches[world.rank :: world.size] if world else batches
+            answers = _in_order(run, mine, check, crew=crew, join=partial(_join, device, threads // crew))
+            with device.autocast(), closing(answers):  # weights are cast once for all batches; the last to leave drops the casts
+                for done in answers:
+                    for indices, (outputs, sums, weights) in done:
+                        collector.add(indices, outputs, sums, weights)
         except Stopped as error:
             stopped = error
         if world is not None and world.size > 1:
@@ -110,15 +114,17 @@ def _in_order(
     check: Callable[[], None],
     *,
     crew: int,
-    threads: int,
-) -> Iterator[list[tuple[np.ndarray, Result]]]:
-    """Results of batches in their order. A ``crew`` works at several batches at once, so that no operator waits for every core."""
+    join: Callable[[], None],
+) -> Generator[list[tuple[np.ndarray, Result]]]:
+    """Results of batches in their order. A ``crew``, each of whom begins with ``join``, works at several batches at once, so that no
+    operator waits for every core.
+    """
     if min(crew, len(batches)) < 2:
         for batch in batches:
             check()
             yield run(batch)
         return
-    with ThreadPoolExecutor(crew, "infer", initializer=partial(torch.set_num_threads, threads // crew)) as pool:
+    with ThreadPoolExecutor(crew, "infer", initializer=join) as pool:
         waiting: deque[Future[list[tuple[np.ndarray, Result]]]] = deque()
         try:
             for batch in batches:
@@ -134,13 +140,19 @@ def _in_order(
                 future.cancel()
 
 
+def _join(device: DevicePlan, threads: int) -> None:
+    """Begin as one of a crew. Its autocast ends with its thread: the casts are everybody's, and whoever left it would drop them all."""
+    torch.set_num_threads(threads)
+    device.autocast().__enter__()
+
+
 @torch.inference_mode()
 def _batch(task: Task[Any], model: nn.Module, data: Labelled, indices: np.ndarray, layout: Layout, device: DevicePlan) -> Result:
+    """What a batch gives, under the autocast of whoever calls."""
     examples = data.examples.take(indices)
     targets = None if data.targets is None else data.targets[examples.row]
     batch = task.collate(examples.columns, targets, layout, key=0).to(device.device)
-    with device.autocast():
-        outputs, sums = task.infer(model, batch)
+    outputs, sums = task.infer(model, batch)
     return outputs, sums, batch.weights
 
 

@@ -192,7 +192,7 @@ PANELS: Sequence[tuple[str, str, Callable[[Any, Result], None]]] = (
     ),
     ("scaling_data", "Peak memory in MB, by the number of rows", by({"train_mb": "training", "predict_mb": "predict"}, "rows", "rows")),
     ("scaling_length", "Training, real tokens/s", grouped("tokens_per_second", "layout", "length", "tokens of the longest row")),
-    ("scaling_processes", "Training on several processes, rows/s", grouped("samples_per_second", "mode", "processes", "processes")),
+    ("scaling_processes", "Training on several processes, rows/s", grouped("samples_per_second", "mode", "asked", "processes")),
     ("task_peers", "Beside libraries of one task, rows/s", sides("rows_per_second", ",.1f")),
     ("gpu", "On a GPU: ftune is faster by", shares),
 )
@@ -222,7 +222,7 @@ def made_up(folder: Path) -> str:
             for n in (1000, 10000)
         ],
         "scaling_length": [{"length": n, "layout": w, "tokens_per_second": 1e4 / n} for n in (16, 32) for w in ("padded", "packed")],
-        "scaling_processes": [{"mode": m, "processes": n, "samples_per_second": 99.0 * n} for n in (1, 2) for m in ("strong", "weak")],
+        "scaling_processes": [{"mode": m, "asked": n, "samples_per_second": 99.0 * n} for n in (1, 2) for m in ("strong", "weak")],
         "gpu": [{"work": "base", "variant": v, "rows_per_second": 100.0 * i} for i, v in enumerate(("trainer", "ftune"), 1)],
     }
     runs["speed_base"], runs["task_peers"] = runs["speed"], runs["tokenising"]

@@ -36,7 +36,7 @@ def main(typed: Sequence[str] | None = None) -> None:
     counts = [int(count) for count in given.counts.split(",")]
     runs = []
     for number, (mode, count) in harness.interleaved(given.rounds, [(mode, count) for mode in MODES for count in counts]):
-        runs.append({"mode": mode, "processes": count, "round": number, **train(work, mode, count, given.launcher)})
+        runs.append({"mode": mode, "asked": count, "round": number, **train(work, mode, count, given.launcher)})
     report(given, counts, runs, work)
 
 
@@ -79,10 +79,10 @@ def report(given: argparse.Namespace, counts: Sequence[int], runs: harness.Runs,
     """A line for each mode and number of processes, and how much of a perfect speed-up it is."""
     table = []
     for mode, told in MODES.items():
-        one = harness.values(runs, "samples_per_second", mode=mode, processes=counts[0])
+        one = harness.values(runs, "samples_per_second", mode=mode, asked=counts[0])
         for count in counts:
-            rate = harness.values(runs, "samples_per_second", mode=mode, processes=count)
-            memory = harness.values(runs, "tree_mb", mode=mode, processes=count)
+            rate = harness.values(runs, "samples_per_second", mode=mode, asked=count)
+            memory = harness.values(runs, "tree_mb", mode=mode, asked=count)
             share = harness.statistics.median(rate) / harness.statistics.median(one) / (count / counts[0])
             table.append([told, str(count), harness.told(rate), harness.ratio(rate, one), f"{share:.0%}", harness.told(memory, ",.0f")])
     caption = (
