@@ -332,3 +332,9 @@ def test_a_wrong_value_is_told_with_its_own_key(
 ) -> None:
     told = ftune_inside("train", "data.train=x.csv", "model=tiny", argument).fails()
     assert what in told[0] and where in told[1] and fix in told[2]
+
+
+def test_one_wrong_number_is_one_problem(ftune_inside: Callable[..., Ran]) -> None:
+    """A rate below nought is below its own end too, which is no second mistake."""
+    told = ftune_inside("train", "data.train=x.csv", "model=tiny", "optimizer.lr=-1e-4").fails()
+    assert told[1] == "where: command line: optimizer.lr=-1e-4" and "min_lr" not in told[0]

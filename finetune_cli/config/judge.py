@@ -254,7 +254,7 @@ def _together_wrong(values: Mapping[str, Any], where: Callable[[str], str]) -> l
     if values.get("optimizer.nesterov") is True and not values.get("optimizer.momentum"):
         problems.append(Problem("optimizer.nesterov needs momentum", where("optimizer.nesterov"), "set optimizer.momentum=0.9"))
     lr, least = values.get("optimizer.lr"), values.get("optimizer.min_lr")
-    if lr is not None and least is not None and least > lr:
+    if lr is not None and least is not None and least > lr > 0:
         what = f"optimizer.min_lr is {least:g}, above optimizer.lr, {lr:g}: the rate would rise"
         problems.append(Problem(what, where("optimizer.min_lr"), "set optimizer.min_lr below optimizer.lr, such as 0"))
     if values.get("device.name") == "cpu" and values.get("device.precision") == "fp16":
