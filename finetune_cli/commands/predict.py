@@ -222,6 +222,8 @@ def _whole(target: Path) -> Iterator[BinaryIO]:
 
 def _clear_away(folder: Path, begun: str) -> None:
     """Remove what predictions into the same file left that were killed on this machine."""
+    if os.name != "posix":
+        return  # elsewhere asking after a process would end it
     for path in folder.glob(f"{glob.escape(begun)}*"):
         pid = path.name.removeprefix(begun)
         try:

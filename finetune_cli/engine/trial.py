@@ -28,7 +28,7 @@ from finetune_cli.world import Alone, Group, outside
 LEAST_UPDATES = 1_000
 """Runs with fewer are not looked at."""
 WORTH = 1_800.0
-"""Seconds of training from which on the trial, some twenty seconds, is worth its time."""
+"""Seconds of training from which on it is worth it to start processes for the trial."""
 GAIN = 1.1
 """So many times faster several processes must be; less may be chance."""
 UPDATES = 3
