@@ -180,6 +180,43 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
     assert x.grad is not None and torch.equal(x.grad, y)
 
 
+@given(
+    st.integers(1, 70),
+    st.floats(0, 1),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    st.sampled_from([None, torch.bfloat16]),
+    st.booleans(),
+)
+def test_dropout_by_bits_is_selection_to_the_bit(size: int, p: float, dtype: torch.dtype, cast: torch.dtype | None, turned: bool) -> None:
+    """Values and gradients, of NaN and infinity too, are those of picking every element by itself."""
+    torch.manual_seed(size)
+    x = torch.randn(size, 3, dtype=torch.float64).to(dtype)
+    x.view(-1)[torch.randperm(x.numel())[: size // 3]] = torch.tensor(torch.nan, dtype=dtype)
+    x.view(-1)[torch.randperm(x.numel())[: size // 3]] = torch.tensor(torch.inf, dtype=dtype)
+    x = (x.t() if turned else x).requires_grad_()
+    torch.manual_seed(7)
+    found = Dropout(True, x.device).at(p, x, cast)
+    torch.manual_seed(7)
+    again, dropped = Dropout(True, x.device), round(p * 65536)
+    assert found.dtype == (cast or dtype)
+    if dropped == 65536:
+        assert not found.nan_to_num().any() or p < 1
+        return
+    assert again.bits is not None
+    words = torch.from_numpy(again.bits.random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()].copy()).view(x.shape)
+    kept, scale = words >= dropped - 32768, 65536 / (65536 - dropped)
+    assert torch.equal(_bits(found), _bits(torch.where(kept, x * scale, 0.0).to(found.dtype)))
+    gradient = torch.randn(found.shape).to(found.dtype)
+    found.backward(gradient)
+    assert x.grad is not None and torch.equal(_bits(x.grad), _bits(torch.where(kept, gradient.to(dtype) * scale, 0.0)))
+
+
+def _bits(x: torch.Tensor) -> torch.Tensor:
+    """What can be compared where one NaN must equal another and 0 must not equal -0."""
+    x = x.detach().contiguous()
+    return torch.where(x.isnan(), torch.nan, x).view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+
 def test_dropout_is_keyed_and_never_repeats_itself() -> None:
     def masks() -> list[torch.Tensor]:
         torch.manual_seed(5)

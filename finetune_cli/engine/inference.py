@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune_cli import console
+from finetune_cli import console, models
 from finetune_cli.batching import BatchPlan, inference_batches, padded
 from finetune_cli.device import DevicePlan, no_room_for_one_row, out_of_memory
 from finetune_cli.encoded import Examples, Ragged, Targets
@@ -90,7 +90,9 @@ def infer(
         try:
             mine = batches[world.rank :: world.size] if world else batches
             answers = _in_order(run, mine, check, crew=crew, join=partial(_join, device, threads // crew))
-            with device.autocast(), closing(answers):  # weights are cast once for all batches; the last to leave drops the casts
+            ready = models.ready_products(model, device.device, device.dtype)
+            # the other weights are cast once for all batches: the last to leave drops the casts
+            with ready, device.autocast(), closing(answers):
                 for done in answers:
                     for indices, (outputs, sums, weights) in done:
                         collector.add(indices, outputs, sums, weights)

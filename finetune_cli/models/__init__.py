@@ -19,6 +19,7 @@ from finetune_cli.models.execution import (
 from finetune_cli.models.faults import quiet
 from finetune_cli.models.hub import ask_hub
 from finetune_cli.models.loading import load, load_config, load_exact, not_finite, skeleton
+from finetune_cli.models.products import activated, ready_products
 from finetune_cli.models.saving import save_without_tensors, saved_tensors
 from finetune_cli.models.scratch import build, family, train_tokenizer
 from finetune_cli.models.source import BUNDLED, BUNDLED_HUB_ID, Source, locate, of_run
@@ -29,6 +30,7 @@ __all__ = [
     "BUNDLED",
     "BUNDLED_HUB_ID",
     "Source",
+    "activated",
     "activation_bytes",
     "ask_hub",
     "attend_as_before",
@@ -52,6 +54,7 @@ __all__ = [
     "of_run",
     "parameters",
     "quiet",
+    "ready_products",
     "save_without_tensors",
     "saved_tensors",
     "skeleton",

@@ -108,7 +108,7 @@ def _rectangle(q: Tensor, k: Tensor, v: Tensor, group: Group, how: Sight, drop: 
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=how.dropout, scale=how.scale)
     scores = torch.matmul(q * how.scale, k.transpose(2, 3)).float()
     weights = torch.softmax(scores if bias is None else scores + bias, -1)
-    return torch.matmul(drop.at(how.dropout, weights).to(v.dtype), v)
+    return torch.matmul(drop.at(how.dropout, weights, v.dtype), v)
 
 
 def _seen(width: int, window: int | None, causal: bool, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from finetune_cli.packing import encoders, heads, interface, kernel
 from finetune_cli.packing.rows import Packed
 from finetune_cli.tasks.base import Batch, Layout
 
-ONEDNN_ROWS = 64
+ONEDNN_ROWS = 32
 """In bf16 a CPU compiles a matrix product for every new number of rows; rows are rounded up to this, so that there are few."""
 TOLERANCE = 1e-4
 """How far packed answers may lie from the model's own in fp32, relative to their size; mixed samples are off by far more."""

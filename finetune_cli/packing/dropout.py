@@ -9,6 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+STEPS = 2**16
+"""Rates that 16 bits know."""
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of an element to a type of as many bits."""
+
 
 class Dropout:
     """Dropout of one forward pass, keyed by torch's seed. On a CPU, masks are cut from a stream of 64-bit numbers, 16 bits an element:
@@ -27,30 +32,38 @@ class Dropout:
     def __call__(self, x: Tensor, module: nn.Dropout | None) -> Tensor:
         return self.at(self.rate(module), x)
 
-    def at(self, p: float, x: Tensor) -> Tensor:
-        """Elements dropped at rate ``p``, the rest scaled up."""
-        if not p:
-            return x
-        if self.bits is None or p >= 1:
-            return F.dropout(x, p)
-        dropped = round(p * 65536)
-        count = x.numel()
-        words = np.asarray(self.bits.random_raw(-(-count // 4)), np.uint64).view(np.int16)[:count]
-        keep = torch.from_numpy(words).view(x.shape) >= dropped - 32768
-        kept: Tensor = _Keep.apply(x, keep, 65536 / (65536 - dropped))  # type: ignore[no-untyped-call]
+    def at(self, p: float, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Elements dropped at rate ``p``, the rest scaled up, and then cast to ``dtype``."""
+        dtype = x.dtype if dtype is None else dtype
+        dropped = round(p * STEPS)
+        if self.bits is None or dropped == STEPS:
+            return (F.dropout(x, p) if p else x).to(dtype)
+        if not dropped:
+            return x.to(dtype)
+        words = np.asarray(self.bits.random_raw(-(-x.numel() // 4)), np.uint64).view(np.int16)[: x.numel()]
+        least = dropped - STEPS // 2  # words from here on are kept; the next lines make them -1, every bit set, and the others 0
+        mask = torch.from_numpy(words).view(x.shape).clamp_(least - 1, least).neg_().add_(least - 1)
+        kept: Tensor = _Keep.apply(x, mask, STEPS / (STEPS - dropped), dtype)  # type: ignore[no-untyped-call]
         return kept
 
 
 class _Keep(torch.autograd.Function):
-    """Elements under a mask, scaled; the rest 0. Saves the mask alone, one byte an element."""
+    """Elements under a mask of bits, scaled and cast; the rest 0. Saves the mask alone, two bytes an element."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(keep)
-        ctx.scale = scale
-        return torch.where(keep, x, 0.0).mul_(scale)
+    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.scale, ctx.dtype = scale, x.dtype
+        return _under((x * scale).to(dtype), mask)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (keep,) = ctx.saved_tensors
-        return torch.where(keep, gradient, 0.0).mul_(ctx.scale), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (mask,) = ctx.saved_tensors
+        return _under(gradient.to(ctx.dtype) * ctx.scale, mask), None, None, None
+
+
+def _under(x: Tensor, mask: Tensor) -> Tensor:
+    """``x``, which is changed, with 0 where the mask is: PyTorch selects an element at a time, and joins bits by the vector."""
+    bits = BITS[x.element_size()]
+    x.view(bits).bitwise_and_(mask.to(bits))
+    return x

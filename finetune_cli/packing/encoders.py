@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from finetune_cli.models import activated
 from finetune_cli.packing.attention import autocast_type
 from finetune_cli.packing.dropout import Dropout
 from finetune_cli.packing.rows import Packing
@@ -31,7 +32,8 @@ class Block:
     out: nn.Module
     out_dropout: nn.Dropout | None
     out_norm: nn.Module
-    up: Callable[[Tensor], Tensor]
+    up: nn.Module
+    activation: Callable[[Tensor], Tensor]
     down: nn.Module
     down_dropout: nn.Dropout
     down_norm: nn.Module
@@ -57,7 +59,8 @@ def _bert_blocks(base: Any) -> list[Block]:
             out=layer.attention.output.dense,
             out_dropout=layer.attention.output.dropout,
             out_norm=layer.attention.output.LayerNorm,
-            up=layer.intermediate,
+            up=layer.intermediate.dense,
+            activation=layer.intermediate.intermediate_act_fn,
             down=layer.output.dense,
             down_dropout=layer.output.dropout,
             down_norm=layer.output.LayerNorm,
@@ -76,7 +79,8 @@ def _distilbert_blocks(base: Any) -> list[Block]:
             out=layer.attention.out_lin,
             out_dropout=None,
             out_norm=layer.sa_layer_norm,
-            up=lambda x, ffn=layer.ffn: ffn.activation(ffn.lin1(x)),  # type: ignore[misc]
+            up=layer.ffn.lin1,
+            activation=layer.ffn.activation,
             down=layer.ffn.lin2,
             down_dropout=layer.ffn.dropout,
             down_norm=layer.output_layer_norm,
@@ -173,7 +177,8 @@ def _layer(block: Block, heads: int, x: Tensor, packing: Packing, dropout: Dropo
     context = parts[0] if len(parts) == 1 else torch.cat(parts)
     context = context.index_select(0, packing.back_first if first_only else packing.back)
     x = block.out_norm(residual + dropout(block.out(context), block.out_dropout))
-    return block.down_norm(x + dropout(block.down(block.up(x)), block.down_dropout))  # type: ignore[no-any-return]
+    raised = activated(block.up, block.activation, x)
+    return block.down_norm(x + dropout(block.down(raised), block.down_dropout))  # type: ignore[no-any-return]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: nn.Dropout, dropout: Dropout) -> Tensor:
@@ -184,4 +189,4 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: nn.Dropo
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype), dropout_p=p)
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3)).float()
     weights = torch.softmax(scores if bias is None else scores + bias, -1)
-    return torch.matmul(dropout(weights, rate).to(v.dtype), v)
+    return torch.matmul(dropout.at(p, weights, v.dtype), v)
