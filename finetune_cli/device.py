@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from finetune_cli import machine
 from finetune_cli.config.choices import DeviceName, Precision
-from finetune_cli.config.schema import DeviceConfig
+from finetune_cli.config.schema import DeviceConfig, TrainDeviceConfig
 from finetune_cli.errors import MachineError, UserError
 from finetune_cli.world import outside
 
@@ -29,6 +30,8 @@ class DevicePlan:
     """Of all processes together."""
     deterministic: bool
     processes: int
+    compiled: bool
+    """Whether the layers are compiled for training."""
     reasons: dict[str, str]
 
     @property
@@ -44,6 +47,11 @@ class DevicePlan:
     def split(self, processes: int, reason: str) -> DevicePlan:
         """The same plan for so many processes."""
         return replace(self, processes=processes, reasons={**self.reasons, "processes": reason})
+
+    def compiling(self, compiled: bool, reason: str) -> DevicePlan:
+        """The same plan with layers compiled or not; what is compiled promises no bits."""
+        deterministic = self.deterministic and not compiled
+        return replace(self, compiled=compiled, deterministic=deterministic, reasons={**self.reasons, "compile": reason})
 
     def of(self, local_rank: int) -> DevicePlan:
         """The same plan in the process that is the so many-th on its machine."""
@@ -88,6 +96,7 @@ class DevicePlan:
             "threads": self.threads,
             "processes": self.processes,
             "deterministic": self.deterministic,
+            "compiled": self.compiled,
             "reasons": self.reasons,
         }
 
@@ -110,14 +119,39 @@ def find(config: DeviceConfig, saved: dict[str, Any] | None = None, *, goes_on: 
             there = torch.cuda.device_count() if device.type == "cuda" else saved.get("processes", 1)
             processes = min(saved.get("processes", 1), there)
             processes_reason = "as in the run's plan" if processes == saved.get("processes", 1) else "there are fewer GPUs than before"
-    return DevicePlan(
+    plan = DevicePlan(
         device=device,
         precision=precision,
         threads=threads,
         deterministic=config.deterministic or device.type == "cpu",
         processes=processes,
+        compiled=False,
         reasons={"device": device_reason, "precision": reason, "threads": threads_reason, "processes": processes_reason},
     )
+    return plan.compiling(*_compiled(config, plan, saved if goes_on else None)) if isinstance(config, TrainDeviceConfig) else plan
+
+
+def _compiled(config: TrainDeviceConfig, plan: DevicePlan, saved: dict[str, Any] | None) -> tuple[bool, str]:
+    """Whether layers are compiled for training. Raises UserError where they cannot be."""
+    if config.compile is True:
+        where = "device.compile=true"
+        if config.deterministic:
+            told = "compiled layers are the same to rounding, not to the bit"
+            raise UserError(told, where=f"{where}, device.deterministic=true", fix="one of the two")
+        if plan.device.type == "mps":
+            raise UserError("nothing is compiled for MPS", where=where, fix="leave device.compile out")
+        names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+        if os.name == "posix" and not any(shutil.which(name) for name in names):
+            told = f"PyTorch needs a C++ compiler to compile layers, and finds no {' or '.join(names)}"
+            raise UserError(told, where=where, fix="install one (Debian: apt install g++), or device.compile=false")
+        return True, "asked for"
+    if config.compile is False:
+        return False, "asked for"
+    if saved is not None and torch.device(saved["device"]).type == plan.device.type:
+        return bool(saved.get("compiled")), "as in the run's plan"
+    if plan.device.type != "cuda":
+        return False, "nothing is won by it on a CPU" if plan.device.type == "cpu" else "nothing is compiled for MPS"
+    return False, "bit-equal runs were asked for" if plan.deterministic else "not tried"
 
 
 def _device(config: DeviceConfig) -> tuple[torch.device, str]:

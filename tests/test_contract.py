@@ -152,18 +152,19 @@ def test_plain_transformers_loads_the_model(trained: Ran) -> None:
 
 
 def test_the_model_folder_evaluates_and_moves_alone(trained: Ran, ftune_inside: Ftune, tmp_path: Path) -> None:
+    """In fp32: what bf16 rounds in a model that has hardly learnt, an adapter apart and one merged round differently."""
     import shutil
 
-    before = json.loads((trained.run / "metrics.json").read_text())["test"]
+    before = ftune_inside("eval", trained.run, "device.precision=fp32").ok().json["test"]
     for source in ("model", "checkpoints/best"):
         alone = tmp_path / source.replace("/", "-")
         shutil.copytree(trained.run / source, alone, symlinks=False)
         extra = [] if (alone / "config.yaml").is_file() else _data_of(trained.run)
-        after = ftune_inside("eval", alone, *extra).ok().json["test"]
+        after = ftune_inside("eval", alone, *extra, "device.precision=fp32").ok().json["test"]
         for metric, entry in before.items():
             found = after.get(metric, {}).get("value")
             if found is not None and entry["value"] is not None:  # a correlation with a constant is not defined
-                assert found == pytest.approx(entry["value"], abs=0.02), (source, metric)
+                assert found == pytest.approx(entry["value"], abs=1e-3), (source, metric)
 
 
 def _data_of(run: Path) -> list[str]:

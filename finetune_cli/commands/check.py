@@ -112,6 +112,7 @@ def _say(found: dict[str, Any], p: Prepared) -> None:
     lines = [
         ("device", f"{p.device.device} ({reasons['device']}), {p.device.precision} ({reasons['precision']})"),
         ("processes", f"{p.device.processes} ({reasons['processes']})"),
+        ("compile", f"{'the layers' if p.device.compiled else 'nothing'} ({reasons['compile']})"),
         ("parameters", f"{found['parameters']['trainable']:,} trainable of {found['parameters']['all']:,}"),
         *p.task.told_facts(),
         ("batch", f"{batches['batch_size']} rows an update, at most {batches['micro_tokens']:,} tokens at a time"),

@@ -75,7 +75,7 @@ def _start(directory: Run, step: int) -> Path | None:
 
 def _on_cpu(config: TrainConfig, asked: ReplayConfig) -> TrainConfig:
     """The run's own config, on a CPU in full precision."""
-    device = TrainDeviceConfig(name=DeviceName.cpu, precision=Precision.fp32, processes=1)
+    device = TrainDeviceConfig(name=DeviceName.cpu, precision=Precision.fp32, processes=1, compile=False)
     return replace(config, data=asked.data, device=device, offline=asked.offline, resume=None, expect={})
 
 

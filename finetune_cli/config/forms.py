@@ -175,6 +175,14 @@ def _processes(value: Any) -> int | str:
     return number
 
 
+def _automatic(value: Any) -> bool | str:
+    if value == "auto" or isinstance(value, bool):
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    raise ValueError("true, false, or 'auto'")
+
+
 def _betas(value: list[float]) -> list[float]:
     if len(value) != 2 or not all(0 <= beta < 1 for beta in value):
         raise ValueError("two numbers from 0 to below 1")
@@ -238,6 +246,7 @@ FORMS: dict[str, Callable[[Any], Any]] = {
     "checkpoint": _checkpoint,
     "steps": _steps,
     "processes": _processes,
+    "automatic": _automatic,
     "warmup": _warmup,
     "betas": _betas,
     "threshold": _threshold,

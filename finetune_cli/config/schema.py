@@ -223,6 +223,8 @@ class TrainDeviceConfig(DeviceConfig):
 
     memory_budget: float | None = option(None, above=0, most=1_000_000)
     """Memory that training may take, in GiB, of the GPU or of this process; the heaviest batch is tried first. null: what is free."""
+    compile: Any = option("auto", form="automatic")
+    """Compile the layers for training; auto: on CUDA, where a long run finds it faster. Results are the same to rounding alone."""
     profile: bool = False
     """Look at five updates, after three of warm-up: where their time goes, on the screen and in the report; a trace in ``profile/``."""
 

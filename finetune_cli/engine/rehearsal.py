@@ -6,12 +6,15 @@ will take is added. A batch that is too heavy is cut into smaller passes, which 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 
 from finetune_cli import console, models
 from finetune_cli.batching import micro_batches, padded
 from finetune_cli.device import no_room_for_one_row, out_of_memory
+from finetune_cli.engine.signals import at_once
 from finetune_cli.engine.trainer import Trainer
 from finetune_cli.errors import MachineError
 
@@ -26,6 +29,8 @@ def rehearse(trainer: Trainer, budget: float | None) -> None:
 
     Raises MachineError where one row alone does not fit. Nothing but the plan changes.
     """
+    if trainer.device.compiled:
+        _compile(trainer)
     device = trainer.device.device
     if device.type == "cuda" and budget is not None:
         total = torch.cuda.get_device_properties(device).total_memory
@@ -39,6 +44,20 @@ def rehearse(trainer: Trainer, budget: float | None) -> None:
                 raise no_room_for_one_row(longest, trainer.device) if budget is None else _over(budget, longest)
             trainer.go_by(trainer.plan.halved())
             console.warn(f"the heaviest batch does not fit: {trainer.plan.micro_tokens} tokens at a time, and the same mathematics")
+
+
+def _compile(trainer: Trainer) -> None:
+    """Compile what the run's first batch needs, which takes a minute; a signal of one process alone does not wait for it."""
+    stop = trainer.world.stop
+    with console.working("compiling the layers"):
+        try:
+            with at_once(stop) if trainer.world.size == 1 else nullcontext():
+                trainer.backward()
+        except MachineError:
+            stop.check()  # the compiler got the signal too
+            raise
+        finally:
+            trainer.updater.drop_gradients()
 
 
 def heaviest(trainer: Trainer) -> np.ndarray:

@@ -12,6 +12,10 @@ from types import FrameType
 
 from finetune_cli import console
 from finetune_cli.errors import STOPS, Exit, Interrupted, Stopped
+from finetune_cli.world import Stopping
+
+LOOK = 0.25
+"""Seconds between two looks at the flag where a signal raises as it comes."""
 
 
 class StopFlag:
@@ -76,3 +80,23 @@ def stoppable() -> Iterator[StopFlag]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def at_once(stop: Stopping) -> Iterator[None]:
+    """While something runs that looks at no flag and leaves nothing half done: a signal raises from wherever the program is.
+
+    An alarm looks, and looks again, because what runs may take the first exception for an error of its own.
+    """
+    stop.check()
+    try:
+        before = signal.signal(signal.SIGALRM, lambda number, frame: stop.check())
+    except (ValueError, AttributeError):  # not the main thread, or a system without alarms
+        yield
+        return
+    try:
+        signal.setitimer(signal.ITIMER_REAL, LOOK, LOOK)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BENDS_ROWS = ("data.", "task.", "model.", "train.seed", "train.batch_size", "train.order")
 """Keys (or their beginnings) whose change makes other rows, or another loss, of the next update."""
-DRAWS = ("device", "processes", "micro_tokens", "packed")
+DRAWS = ("device", "processes", "micro_tokens", "packed", "compiled")
 """Grounds on which dropout draws other numbers: losses on different ones cannot be compared."""
 NEAR = 0.05
 """Share by which a loss may differ where rounding is all that can differ."""
@@ -70,6 +70,7 @@ def grounds(device: DevicePlan, plan: BatchPlan) -> dict[str, Any]:
         "threads": device.threads,
         "processes": device.processes,
         "deterministic": device.deterministic,
+        "compiled": device.compiled,
         "micro_tokens": plan.micro_tokens,
         "packed": plan.packed,
         **_machine(device.device.type),

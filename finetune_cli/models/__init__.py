@@ -6,6 +6,7 @@ weights only where asked for, and then with ``weights_only``. Nothing of a model
 
 from __future__ import annotations
 
+from finetune_cli.models.compiled import are_compiled, compile_layers, in_training
 from finetune_cli.models.execution import (
     activation_bytes,
     attend_as_before,
@@ -32,6 +33,7 @@ __all__ = [
     "Source",
     "activated",
     "activation_bytes",
+    "are_compiled",
     "ask_hub",
     "attend_as_before",
     "attend_by",
@@ -39,8 +41,10 @@ __all__ = [
     "bytes_on_disk",
     "check_vocabulary",
     "checkpoint_gradients",
+    "compile_layers",
     "drop_table_gradients",
     "family",
+    "in_training",
     "keep_table_gradients",
     "length_limit",
     "let_go",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from finetune_cli.models import activated
+from finetune_cli.models import activated, are_compiled, in_training
 from finetune_cli.packing.attention import autocast_type
 from finetune_cli.packing.dropout import Dropout
 from finetune_cli.packing.rows import Packing
@@ -140,8 +140,9 @@ def encode(base: Any, family: Family, packing: Packing, input_ids: Tensor, token
     dropout = Dropout(base.training, input_ids.device)
     x = _embed(base, family, packing, input_ids[0], None if token_type_ids is None else token_type_ids[0], dropout)
     blocks = family.blocks(base)
+    layer = in_training(_layer) if base.training and are_compiled(base) else _layer
     for number, block in enumerate(blocks):
-        x = _layer(block, family.heads(base.config), x, packing, dropout, first_only=first_only and number == len(blocks) - 1)
+        x = layer(block, family.heads(base.config), x, packing, dropout, first_only=first_only and number == len(blocks) - 1)
     return x
 
 
