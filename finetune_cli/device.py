@@ -135,9 +135,6 @@ def _compiled(config: TrainDeviceConfig, plan: DevicePlan, saved: dict[str, Any]
     """Whether layers are compiled for training. Raises UserError where they cannot be."""
     if config.compile is True:
         where = "device.compile=true"
-        if config.deterministic:
-            told = "compiled layers are the same to rounding, not to the bit"
-            raise UserError(told, where=f"{where}, device.deterministic=true", fix="one of the two")
         if plan.device.type == "mps":
             raise UserError("nothing is compiled for MPS", where=where, fix="leave device.compile out")
         names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]

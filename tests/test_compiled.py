@@ -174,9 +174,8 @@ def test_no_compiler_is_said_before_anything_is_loaded(monkeypatch: pytest.Monke
     assert not find(TrainDeviceConfig(name="cpu")).compiled and not find(TrainDeviceConfig(name="cpu", compile=False)).compiled
 
 
-def test_bits_and_compiled_layers_are_not_had_together() -> None:
-    with pytest.raises(UserError, match="to rounding, not to the bit"):
-        find(TrainDeviceConfig(name="cpu", compile=True, deterministic=True))
+@compiles
+def test_a_compiled_plan_promises_no_bits_and_is_kept() -> None:
     plan = find(TrainDeviceConfig(name="cpu", compile=True))
     assert plan.compiled and not plan.deterministic
     saved = plan.saved()

@@ -259,6 +259,9 @@ def _together_wrong(values: Mapping[str, Any], where: Callable[[str], str]) -> l
         problems.append(Problem(what, where("optimizer.min_lr"), "set optimizer.min_lr below optimizer.lr, such as 0"))
     if values.get("device.name") == "cpu" and values.get("device.precision") == "fp16":
         problems.append(Problem("fp16 training needs CUDA", where("device.precision"), "device.precision=bf16, fp32 or auto"))
+    if values.get("device.compile") is True and values.get("device.deterministic") is True:
+        what = "compiled layers give the same to rounding, and device.deterministic=true promises the same to the bit"
+        problems.append(Problem(what, where("device.compile"), "one of the two"))
     if values.get("model.trust_remote_code") is True and not re.fullmatch(r"[0-9a-f]{40}", str(values.get("model.revision"))):
         fix = "set model.revision to the full 40-digit commit hash that you have read"
         problems.append(Problem("model.trust_remote_code runs code from the hub", where("model.trust_remote_code"), fix))
