@@ -29,7 +29,7 @@ def rehearse(trainer: Trainer, budget: float | None) -> None:
 
     Raises MachineError where one row alone does not fit. Nothing but the plan changes.
     """
-    if trainer.device.compiled:
+    if trainer.device.compiled and not trainer.state.finished and trainer.state.step < trainer.timetable.total:
         _compile(trainer)
     device = trainer.device.device
     if device.type == "cuda" and budget is not None:
