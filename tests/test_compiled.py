@@ -19,6 +19,7 @@ import torch
 import transformers
 from forked import Forks
 from ran import Ran, labelled_rows, write_rows
+from test_device_equality import moved
 from test_packing import SMALL, columns, without_dropout
 from torch import nn
 
@@ -57,16 +58,19 @@ def passes(model: Any, layout: Any) -> Iterator[tuple[torch.Tensor, list[torch.T
     """Logits and gradients of batches of several sizes."""
     for lengths in ([5, 9, 3], [7, 12, 4, 2], [21, 4]):
         model.zero_grad()
-        logits = model(**layout.lay(columns(lengths, types=False))).logits
+        place = next(model.parameters()).device
+        inputs = {name: moved(value, place) for name, value in layout.lay(columns(lengths, types=False)).items()}
+        logits = model(**inputs).logits
         logits.square().sum().backward()
         yield logits.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
 @pytest.mark.slow
+@pytest.mark.device
 @compiles
 @pytest.mark.parametrize(("family", "packed"), [("Bert", True), pytest.param("Bert", False, marks=pytest.mark.thorough), ("Llama", True)])
-def test_compiled_layers_are_the_models_own(family: str, packed: bool) -> None:
-    model = network(family)
+def test_compiled_layers_are_the_models_own(family: str, packed: bool, device: str) -> None:
+    model = network(family).to(device)
     if packed:
         assert packing.install(model) is None
     layout = Packed({}, 1) if packed else Padded({"input_ids": 0}, 64)
