@@ -22,6 +22,7 @@ from ran import Ran, labelled_rows, write_rows
 from test_device_equality import moved
 from test_packing import SMALL, columns, without_dropout
 from torch import nn
+from torch._dynamo.utils import counters
 
 from finetune_cli import models, packing
 from finetune_cli.batching import Padded
@@ -32,6 +33,7 @@ from finetune_cli.engine.signals import StopFlag, at_once
 from finetune_cli.errors import MachineError, Stopped, UserError
 from finetune_cli.models import compiled
 from finetune_cli.packing import Packed
+from finetune_cli.packing import rows as rows_of_tokens
 
 Ftune = Callable[..., Ran]
 compiles = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
@@ -69,18 +71,23 @@ def passes(model: Any, layout: Any) -> Iterator[tuple[torch.Tensor, list[torch.T
 @pytest.mark.device
 @compiles
 @pytest.mark.parametrize(("family", "packed"), [("Bert", True), pytest.param("Bert", False, marks=pytest.mark.thorough), ("Llama", True)])
-def test_compiled_layers_are_the_models_own(family: str, packed: bool, device: str) -> None:
+def test_compiled_layers_are_the_models_own(family: str, packed: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is compiled again for a batch of another size, which makes another number of rectangles."""
+    monkeypatch.setattr(rows_of_tokens, "WORTH_A_GROUP", 1)
     model = network(family).to(device)
     if packed:
         assert packing.install(model) is None
     layout = Packed({}, 1) if packed else Padded({"input_ids": 0}, 64)
     model.train()
     own = list(passes(model, layout))
-    models.compile_layers(model)
+    packing.compile_layers(model)
+    graphs = []
     for (logits, gradients), (now, those) in zip(own, passes(model, layout), strict=True):
+        graphs.append(counters["stats"]["unique_graphs"])
         torch.testing.assert_close(now, logits, rtol=1e-5, atol=1e-5)
         for one, other in zip(gradients, those, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+    assert len(set(graphs)) == 1
 
 
 def test_what_scores_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +228,7 @@ def test_a_long_run_on_cuda_tries_compiled_layers(
     clockwork = Clockwork(plain, faster)
     monkeypatch.setattr(trial, "assembled", lambda *a: clockwork)
     monkeypatch.setattr(trial, "seconds", clockwork.seconds)
-    monkeypatch.setattr(models, "compile_layers", clockwork.compile)
+    monkeypatch.setattr(packing, "compile_layers", clockwork.compile)
     monkeypatch.setattr(trial.Timetable, "of", lambda *a: SimpleNamespace(total=updates))
     plan = on_cuda()
     prepared = Prepared(plan)

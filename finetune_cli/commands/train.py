@@ -244,7 +244,7 @@ def _say_plan(config: TrainConfig, p: Prepared, trainer: Trainer) -> None:
     lines = [
         ("device", f"{d.device} ({d.reasons['device']}), {d.threads} threads ({d.reasons['threads']})"),
         *([("processes", f"{d.processes} ({d.reasons['processes']})")] if d.processes > 1 else []),
-        *([("compile", f"the layers, for training ({d.reasons['compile']}); the first update waits for it")] if d.compiled else []),
+        *([("compile", f"the layers, for training ({d.reasons['compile']})")] if d.compiled else []),
         ("precision", f"{d.precision} ({d.reasons['precision']})"),
         ("parameters", f"{trainable:,} trainable of {everything:,}"),
         *([("adapter", adapter.told), ("base", f"{adapter.base.told}, sha256 {adapter.base.sha256[:12]}…")] if adapter else []),

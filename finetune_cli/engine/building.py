@@ -105,7 +105,7 @@ def assembled(config: TrainConfig, p: Prepared, directory: Run, resumed: Resumed
     p.task.adjust(network)
     models.keep_table_gradients(network)
     if p.device.compiled:
-        models.compile_layers(network)
+        packing.compile_layers(network)
     plan = world.share(batches(config, p, network, packed=isinstance(layout, Packed), layout=layout_told, saved_plan=saved_plan))
     plans = {"device": p.device.saved(), "batches": plan.saved()}
     if begun:

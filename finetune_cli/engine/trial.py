@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from finetune_cli import console, models
+from finetune_cli import console, packing
 from finetune_cli.config import TrainConfig
 from finetune_cli.device import DevicePlan
 from finetune_cli.engine import environment
@@ -94,7 +94,7 @@ def _compiled(config: TrainConfig, p: Prepared, directory: Run, stop: StopFlag) 
         return plan.compiling(False, f"{updates:,} updates of {plain:.2g} s are too few to try it")
     try:
         with console.working("trying the layers compiled"), console.unsaid(), at_once(stop):
-            models.compile_layers(trainer.model)
+            packing.compile_layers(trainer.model)
             began = time.perf_counter()
             compiled = seconds(trainer)
             cost = time.perf_counter() - began - UPDATES * compiled

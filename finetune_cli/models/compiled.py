@@ -7,6 +7,7 @@ Fused kernels round less often than the operators that they are made of, so resu
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -49,9 +50,8 @@ def in_training(function: Callable[..., Any]) -> Callable[..., Any]:
         except TorchDynamoException as error:
             cause = getattr(error, "inner_exception", error)
             told = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-            raise MachineError(
-                f"the layers cannot be compiled here: {told[:200]}", where="device.compile", fix="device.compile=false"
-            ) from error
+            fix = "device.compile=false, or a compiler that works (CXX names it)"
+            raise MachineError(f"the layers cannot be compiled here: {told[:200]}", where="device.compile", fix=fix) from error
 
     return called
 
@@ -78,6 +78,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():  # its name can be guessed, and taken
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="ftune-compiled-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    logging.getLogger("torch.fx.experimental.sym_node").setLevel(logging.ERROR)  # it tells of a signal's exception
     torch._inductor.config.compile_threads = 1  # no processes that outlive this one or get its signals
     found: Callable[..., Any] = torch.compile(function, dynamic=True)
     return found

@@ -6,8 +6,8 @@ after it proved, on samples of its own, that it answers as its own forward does;
 
 from __future__ import annotations
 
-from finetune_cli.packing.choosing import install, layout
+from finetune_cli.packing.choosing import compile_layers, install, layout
 from finetune_cli.packing.dropout import Dropout
 from finetune_cli.packing.rows import Group, Packed, Packing
 
-__all__ = ["Dropout", "Group", "Packed", "Packing", "install", "layout"]
+__all__ = ["Dropout", "Group", "Packed", "Packing", "compile_layers", "install", "layout"]

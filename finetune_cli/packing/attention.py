@@ -6,6 +6,7 @@ first token: a causal model never looks there, any other is told not to. On CUDA
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -60,7 +61,14 @@ def attention(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         dropout=dropout,
     )
-    return inside_samples(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), packing, how)[None], None
+    attend = inside_samples if packing.varlen else _apart
+    return attend(query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), packing, how)[None], None
+
+
+def keep_apart() -> None:
+    """Leave rectangles out of what is compiled: their number differs from batch to batch, and each would be a graph of its own."""
+    global _apart
+    _apart = torch.compiler.disable(inside_samples)  # type: ignore[no-untyped-call]
 
 
 def inside_samples(query: Tensor, key: Tensor, value: Tensor, packing: Packing, how: Sight) -> Tensor:
@@ -78,6 +86,10 @@ def inside_samples(query: Tensor, key: Tensor, value: Tensor, packing: Packing, 
         context = _rectangle(q, k, v, group, how, drop)
         parts.append(context.transpose(1, 2).reshape(-1, *query.shape[1:]))
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).index_select(0, packing.back)
+
+
+_apart: Callable[[Tensor, Tensor, Tensor, Packing, Sight], Tensor] = inside_samples
+"""The same where layers around it may be compiled."""
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, packing: Packing, how: Sight) -> Tensor:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finetune_cli import models
 from finetune_cli.batching import Padded
 from finetune_cli.device import DevicePlan
 from finetune_cli.encoded import Ragged
-from finetune_cli.models import never_wait
-from finetune_cli.packing import encoders, heads, interface, kernel
+from finetune_cli.packing import attention, encoders, heads, interface, kernel
 from finetune_cli.packing.rows import Packed
 from finetune_cli.tasks.base import Batch, Layout
 
@@ -45,8 +45,14 @@ def layout(model: nn.Module, *, pad_id: int, limit: int, device: DevicePlan, sav
         slower = kernel.obstacle(model, device)
         how = "attention by PyTorch's kernel for sequences end to end" if slower is None else f"attention in rectangles: {slower}"
         return Packed(pad_ids, rounded, varlen=slower is None), f"{told}; {how})"
-    never_wait(model)
+    models.never_wait(model)
     return Padded(pad_ids, limit), f"padded ({obstacle})"
+
+
+def compile_layers(model: Any) -> None:
+    """Compile the layers of a model for training, and of a packed one what does not depend on how many rectangles a batch makes."""
+    attention.keep_apart()
+    models.compile_layers(model)
 
 
 def install(model: Any) -> str | None:

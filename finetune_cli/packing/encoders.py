@@ -140,9 +140,11 @@ def encode(base: Any, family: Family, packing: Packing, input_ids: Tensor, token
     dropout = Dropout(base.training, input_ids.device)
     x = _embed(base, family, packing, input_ids[0], None if token_type_ids is None else token_type_ids[0], dropout)
     blocks = family.blocks(base)
-    layer = in_training(_layer) if base.training and are_compiled(base) else _layer
+    after = in_training(_after) if base.training and are_compiled(base) else _after
     for number, block in enumerate(blocks):
-        x = layer(block, family.heads(base.config), x, packing, dropout, first_only=first_only and number == len(blocks) - 1)
+        first = first_only and number == len(blocks) - 1
+        context, residual = _attention(block, family.heads(base.config), x, packing, dropout, first_only=first)
+        x = after(block, context, residual, dropout)
     return x
 
 
@@ -163,8 +165,8 @@ def _embed(base: Any, family: Family, packing: Packing, ids: Tensor, types: Tens
     return x if project is None else project(x)
 
 
-def _layer(block: Block, heads: int, x: Tensor, packing: Packing, dropout: Dropout, *, first_only: bool) -> Tensor:
-    """One layer over [N, H]; with ``first_only`` its result is [B, H], for first tokens alone."""
+def _attention(block: Block, heads: int, x: Tensor, packing: Packing, dropout: Dropout, *, first_only: bool) -> tuple[Tensor, Tensor]:
+    """(what the tokens of one layer see, the tokens themselves), each [N, H]; with ``first_only`` [B, H], for first tokens alone."""
     cast = autocast_type(x)
     source = x if cast is None else x.to(cast)
     asked, residual = (source.index_select(0, packing.first), x.index_select(0, packing.first)) if first_only else (source, x)
@@ -176,7 +178,11 @@ def _layer(block: Block, heads: int, x: Tensor, packing: Packing, dropout: Dropo
         context = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), group.bias, block.attention_dropout, dropout)
         parts.append(context.transpose(1, 2).reshape(-1, query.shape[-1]))
     context = parts[0] if len(parts) == 1 else torch.cat(parts)
-    context = context.index_select(0, packing.back_first if first_only else packing.back)
+    return context.index_select(0, packing.back_first if first_only else packing.back), residual
+
+
+def _after(block: Block, context: Tensor, residual: Tensor, dropout: Dropout) -> Tensor:
+    """The rest of a layer, one token at a time: compiled, it is one graph for all layers and any number of tokens."""
     x = block.out_norm(residual + dropout(block.out(context), block.out_dropout))
     raised = activated(block.up, block.activation, x)
     return block.down_norm(x + dropout(block.down(raised), block.down_dropout))  # type: ignore[no-any-return]
