@@ -70,6 +70,8 @@ def _within(config: TrainConfig, invocation: Invocation, directory: Run, resumed
             prepared = prepare(config, invocation.user_set, resumed, stop)
             if resumed is None:
                 prepared = replace(prepared, device=trial.chosen(config, prepared, directory, stop))
+            if prepared.device.compiled:
+                models.make_room_for_compiled()
             world = gathered(prepared.device, stop, __name__)
             world.share(Common(config, prepared.for_others(), directory.path, resumed.checkpoint if resumed else None))
             trainer = building.assembled(config, prepared, directory, resumed, world, config_yaml=invocation.config_yaml)

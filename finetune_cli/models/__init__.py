@@ -6,7 +6,7 @@ weights only where asked for, and then with ``weights_only``. Nothing of a model
 
 from __future__ import annotations
 
-from finetune_cli.models.compiled import are_compiled, compile_layers, in_training
+from finetune_cli.models.compiled import are_compiled, compile_layers, in_training, make_room_for_compiled
 from finetune_cli.models.execution import (
     activation_bytes,
     attend_as_before,
@@ -53,6 +53,7 @@ __all__ = [
     "load_exact",
     "load_tokenizer",
     "locate",
+    "make_room_for_compiled",
     "never_wait",
     "not_finite",
     "of_run",

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import cache
 from types import MethodType
@@ -56,6 +57,15 @@ def in_training(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+def make_room_for_compiled() -> None:
+    """Let what is compiled lie in a directory that nobody else can write to, which ends with this process and serves those it starts."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():  # a name that can be guessed, and taken
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="ftune-compiled-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
 def _layers(model: nn.Module) -> list[nn.Module]:
     """The modules that a model repeats: those of its outermost lists."""
     found: list[nn.Module] = []
@@ -71,14 +81,13 @@ def _forward(layer: nn.Module, *inputs: Any, **named: Any) -> Any:
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One for all layers of a kind. What is compiled lies in a directory that nobody else can write to, and ends with the process."""
+    """One for all layers of a kind."""
     import torch._inductor.config
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
-    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():  # its name can be guessed, and taken
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="ftune-compiled-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    make_room_for_compiled()
     logging.getLogger("torch.fx.experimental.sym_node").setLevel(logging.ERROR)  # it tells of a signal's exception
+    tqdm.set_lock(threading.RLock())  # the compiler's own use of it makes a semaphore, which whoever ends at once would leave behind
     torch._inductor.config.compile_threads = 1  # no processes that outlive this one or get its signals
     found: Callable[..., Any] = torch.compile(function, dynamic=True)
     return found
