@@ -148,6 +148,7 @@ def test_a_compiled_run_is_resumed_compiled(ftune: Ftune, forks: Forks, rows: Pa
     assert losses[0].keys() == losses[1].keys()
     assert all(losses[1][step] == pytest.approx(losses[0][step], rel=1e-4) for step in range(1, 31))
     shutil.rmtree(next(tmp_path.glob("ftune-compiled-*")))  # of the one that was killed; others leave nothing
+    assert not [file for there in tmp_path.glob("torchinductor_*") for file in there.rglob("*") if file.is_file()]
     assert not list(tmp_path.glob("ftune-compiled-*"))
 
 

@@ -89,5 +89,6 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     logging.getLogger("torch.fx.experimental.sym_node").setLevel(logging.ERROR)  # it tells of a signal's exception
     tqdm.set_lock(threading.RLock())  # the compiler's own use of it makes a semaphore, which whoever ends at once would leave behind
     torch._inductor.config.compile_threads = 1  # no processes that outlive this one or get its signals
+    torch._inductor.config.cpp_cache_precompile_headers = False  # they lie in /tmp under a name that can be guessed, wherever the rest lies
     found: Callable[..., Any] = torch.compile(function, dynamic=True)
     return found
