@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -225,3 +226,5 @@ def test_changed_keys_and_data_are_refused_by_name(
     told = ftune("train", f"resume={run}").fails()
     assert "sha256" in told[0] and "data.train" in told[1]
     assert ftune("train", f"resume={run}", "resume_allow=[data.train,optimizer.lr]", "optimizer.lr=1e-2").code == 0
+    told_there = (run / "report" / "report.md").read_text()  # beside the config that the run began with
+    assert re.search(r"gone on with.*optimizer\.lr was .*, is 0\.01", told_there)

@@ -11,15 +11,16 @@ import numpy as np
 from finetune_cli import checkpoint, console, metrics, models, randomness, report
 from finetune_cli.baselines import CONSTANT
 from finetune_cli.checkpoint import Knowledge
-from finetune_cli.config import TrainConfig
+from finetune_cli.config import TrainConfig, saved
 from finetune_cli.data import Rows, Splits, texts
-from finetune_cli.engine import environment, expectations, export, profile, scoring
+from finetune_cli.engine import environment, expectations, export, profile, resume, scoring
 from finetune_cli.engine.expectations import Expectation
 from finetune_cli.engine.export import ReloadCheck
 from finetune_cli.engine.inference import Labelled
 from finetune_cli.engine.loop import Trainer
 from finetune_cli.engine.scoring import Scored
 from finetune_cli.run import Run
+from finetune_cli.tasks import task_configs
 from finetune_cli.tasks.base import Score, Task
 from finetune_cli.tasks.sections import Table
 
@@ -225,6 +226,8 @@ def _report(
         ("best checkpoint", _which(trainer, monitor)),
         ("device", f"{trainer.device.device}, {trainer.device.precision} ({trainer.device.reasons['precision']})"),
     ]
+    if later := resume.changes(saved.load(run.config_path, tasks=task_configs()), config, allowed=()):
+        summary.append(("gone on with", "; ".join(later)))  # config.yaml stays what the run began with
     with console.working("writing the report"):
         report.write(
             run.report_dir,
